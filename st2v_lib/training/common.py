@@ -1,0 +1,159 @@
+"""The loop that every phase shares: a time budget, gradient clipping, EMA, a log file, and checkpoints to resume from.
+
+A phase gives a module whose ``forward(batch)`` returns the loss and what to log, and a function that makes batch number
+``n``. Batches depend on ``(seed, rank, n)`` only, so a resumed run goes on with fresh data.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How one phase is optimised. ``minutes`` is this run's budget; the learning rate falls over its last ``decay``."""
+
+    name: str
+    minutes: float
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay: float = 0.25
+    ema_decay: float = 0.998
+    clip: float = 1.0
+    save_seconds: float = 120.0
+    max_steps: int | None = None
+    seed: int = 0
+
+
+def accelerator(device: str = "auto") -> Accelerator:
+    """An accelerator in bfloat16 where the processor multiplies it fast, in float32 elsewhere."""
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    fast = amx() if cpu else torch.cuda.is_bf16_supported()
+    return Accelerator(mixed_precision="bf16" if fast else "no", cpu=cpu)
+
+
+def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` with a temporary name beside ``path`` and renames the result, so no half-written file is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fit(
+    step_module: nn.Module,
+    make_batch: Callable[[int, int], Any],
+    cfg: FitConfig,
+    run_dir: Path,
+    acc: Accelerator,
+    groups: list[dict[str, Any]] | None = None,
+) -> dict[str, float]:
+    """Trains the trainable parameters of ``step_module`` and leaves their EMA in it.
+
+    Args:
+        step_module: ``forward(batch) -> (loss, {name: scalar})``.
+        make_batch: ``(rank, n) -> batch`` of tensors, moved to the device here.
+        cfg: the budget and the optimiser's numbers.
+        run_dir: where ``state.pt`` (resumed when present) and ``log.csv`` go.
+        acc: the accelerator; under ``accelerate launch`` gradients are averaged over its processes.
+        groups: parameter groups with their own ``lr``; all trainable parameters when ``None``.
+
+    Returns:
+        The last logged values, with ``step`` and ``seconds``.
+    """
+    trainable = [p for p in step_module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(groups or trainable, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.99))
+    base_lr = [g["lr"] for g in optimizer.param_groups]
+    step_module.to(acc.device)
+    ema = EMAModel(trainable, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75)
+    state_file, step, seconds_before = run_dir / "state.pt", 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for p, q in zip(trainable, state["model"], strict=True):
+                p.copy_(q)
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        step, seconds_before = state["step"], state["seconds"]
+    ema.to(acc.device)
+    wrapped, optimizer = acc.prepare(step_module, optimizer)
+    start = last_save = last_log = time.time()
+    first_step, sums, logged = step, {}, {}
+
+    def save() -> None:
+        if not acc.is_main_process:
+            return
+        state = {
+            "model": [p.detach().cpu() for p in trainable], "optimizer": optimizer.state_dict(),
+            "ema": ema.state_dict(), "step": step, "seconds": seconds_before + time.time() - start,
+        }  # fmt: skip
+        save_atomically(state_file, lambda f: torch.save(state, f))
+
+    bar = tqdm(total=round(cfg.minutes * 60), desc=cfg.name, unit="s", disable=not acc.is_main_process)
+    while True:
+        elapsed = time.time() - start
+        share = elapsed / (cfg.minutes * 60)
+        stop = torch.tensor(float(share >= 1 or (cfg.max_steps is not None and step - first_step >= cfg.max_steps)))
+        if acc.num_processes > 1:  # all processes stop at the same step
+            stop = acc.gather(stop.to(acc.device)[None]).max()
+        if stop > 0:
+            break
+        factor = min(1.0, (step - first_step + 1) / cfg.warmup_steps, max(0.02, (1 - share) / cfg.decay))
+        for group, lr in zip(optimizer.param_groups, base_lr):
+            group["lr"] = lr * factor
+        batch = make_batch(acc.process_index, step)
+        batch = {k: v.to(acc.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with acc.autocast():
+            loss, extra = wrapped(batch)
+        acc.backward(loss)
+        acc.clip_grad_norm_(trainable, cfg.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(trainable)
+        step += 1
+        for k, v in {"loss": loss, **extra}.items():
+            total, n = sums.get(k, (0.0, 0))
+            sums[k] = (total + float(v), n + 1)
+        now = time.time()
+        if now - last_log > 10 or stop:
+            logged = {k: total / n for k, (total, n) in sums.items()}
+            _log(run_dir / "log.csv", step, seconds_before + now - start, logged, acc)
+            bar.set_postfix({k: f"{v:.4f}" for k, v in logged.items()} | {"step": step})
+            sums, last_log = {}, now
+        if now - last_save > cfg.save_seconds:
+            save()
+            last_save = now
+        bar.update(min(round(now - start), bar.total) - bar.n)
+    bar.close()
+    save()
+    ema.copy_to(trainable)
+    return {**logged, "step": step, "seconds": seconds_before + time.time() - start}
+
+
+def _log(path: Path, step: int, seconds: float, values: dict[str, float], acc: Accelerator) -> None:
+    if not acc.is_main_process:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.writer(f)
+        if new:
+            writer.writerow(["step", "seconds", "name", "value"])
+        writer.writerows([step, f"{seconds:.1f}", k, f"{v:.6g}"] for k, v in values.items())
