@@ -1,0 +1,208 @@
+"""Denoising one chunk: schedulers, guidance and the loop, as plain functions (paper §4.1-4.2, eq. 12, and §10)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from einops import rearrange
+from torch import Tensor
+
+from st2v_lib.backbone import StreamingUNet
+from st2v_lib.cam import Cam
+from st2v_lib.config import SchedulerConfig
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (n b) c f h w, timestep, tokens (n b) l d -> prediction
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a callback sees after each denoising step.
+
+    Attributes:
+        index, num_steps: the step just done, from 0, and how many there are.
+        timestep: the noise level it started from.
+        latents: the chunk after the step, ``b c f h w``.
+        x0: the clean latents the step predicted, if the scheduler tells them.
+    """
+
+    index: int
+    num_steps: int
+    timestep: int
+    latents: Tensor
+    x0: Tensor | None
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Tokens of the guidance branches, ``b l d`` each, and their weights (paper eq. 12).
+
+    Attributes:
+        text, null_text: prompt and negative (or empty) prompt.
+        anchor, null_anchor: APM's tokens of the anchor frame and of the grey image; ``None`` without APM.
+        scale, anchor_scale: weights of text and anchor; ``anchor_scale=None`` means the same as ``scale``.
+    """
+
+    text: Tensor
+    null_text: Tensor
+    anchor: Tensor | None = None
+    null_anchor: Tensor | None = None
+    scale: float = 7.5
+    anchor_scale: float | None = None
+
+    def branches(self) -> list[Tensor]:
+        """Tokens of each branch, the unconditional one first; one branch alone when guidance changes nothing.
+
+        Raises:
+            ValueError: if only one of the two anchors is given.
+        """
+        if (self.anchor is None) != (self.null_anchor is None):
+            raise ValueError("give both anchor and null_anchor tokens, or neither")
+        if self.anchor is None:
+            null, middle, full = self.null_text, None, self.text
+        else:
+            null = torch.cat([self.null_text, self.null_anchor], dim=1)
+            middle = torch.cat([self.text, self.null_anchor], dim=1)
+            full = torch.cat([self.text, self.anchor], dim=1)
+        if middle is None or self.anchor_scale in (None, self.scale):
+            return [full] if self.scale == 1 else [null, full]
+        return [null, middle, full]
+
+
+def make_scheduler(config: SchedulerConfig, sampler: str = "ddim") -> SchedulerMixin:
+    """diffusers' scheduler for ``sampler``: ``"ddim"`` or ``"dpm++"`` (DPM-Solver++, second order, multistep).
+
+    Raises:
+        ValueError: for another name.
+    """
+    shared = dict(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        timestep_spacing=config.timestep_spacing,
+        steps_offset=config.steps_offset,
+    )
+    if sampler == "ddim":
+        return DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=config.set_alpha_to_one)
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler(**shared, algorithm_type="dpmsolver++", solver_order=2)
+    raise ValueError(f"unknown sampler {sampler!r}; choose 'ddim' or 'dpm++'")
+
+
+def chunk_generator(seed: int, chunk_index: int) -> torch.Generator:
+    """A CPU generator for one chunk, a function of ``(seed, chunk_index)`` only: chunk k is the same in any video.
+
+    Raises:
+        ValueError: for a negative seed or index.
+    """
+    if seed < 0 or chunk_index < 0:
+        raise ValueError(f"expected seed and chunk_index >= 0, got {seed} and {chunk_index}")
+    state = np.random.SeedSequence((seed, chunk_index)).generate_state(1, np.uint64)[0]
+    return torch.Generator("cpu").manual_seed(int(state >> 1))
+
+
+def randn(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor | torch.device) -> Tensor:
+    """Standard normal float32 noise, drawn on the CPU by contract and then moved: the same on any device."""
+    device = like.device if isinstance(like, Tensor) else like
+    return torch.randn(shape, generator=generator, device=generator.device if generator else "cpu").to(device)
+
+
+def make_predictor(unet: StreamingUNet, cam: Cam | None = None, cond: Tensor | None = None) -> Predict:
+    """The network as a function of latents, timestep and tokens, for one chunk.
+
+    Args:
+        unet: the main UNet, with CAM and APM attached as wanted.
+        cam: the short-term memory; the conditioning frames are encoded here, once for all steps.
+        cond: the last frames of the previous chunk, ``b n 3 H W`` in [-1, 1]; needed with ``cam``.
+
+    Raises:
+        ValueError: if only one of ``cam`` and ``cond`` is given.
+    """
+    if (cam is None) != (cond is None):
+        raise ValueError("give both cam and its conditioning frames, or neither")
+    cond_features = None if cam is None else cam.encode_condition(cond)
+
+    def predict(latents: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        x, tokens = latents.to(unet.dtype), tokens.to(unet.dtype)
+        features = None if cam is None else cam(x, timestep, tokens, cond_features=cond_features)
+        return unet(x, timestep, tokens, cam_features=features).to(latents.dtype)
+
+    return predict
+
+
+def guided(predict: Predict, latents: Tensor, timestep: Tensor, contexts: Contexts) -> Tensor:
+    """Classifier-free guidance with all branches in one batch (paper eq. 12).
+
+    Two branches, (null, null) and (text, anchor), when both weights agree, where eq. 12 telescopes to them; three,
+    with (text, null) between, when they differ.
+    """
+    branches = contexts.branches()
+    stacked = latents.repeat(len(branches), 1, 1, 1, 1)
+    out = predict(stacked, timestep, torch.cat(branches)).chunk(len(branches))
+    if len(branches) == 1:
+        return out[0]
+    if len(branches) == 2:
+        null, full = out
+        return null + contexts.scale * (full - null)
+    null, text, full = out
+    return null + contexts.scale * (text - null) + contexts.anchor_scale * (full - text)
+
+
+@torch.no_grad()
+def denoise_chunk(
+    predict: Predict,
+    scheduler: SchedulerMixin,
+    latents: Tensor,
+    contexts: Contexts,
+    num_inference_steps: int = 50,
+    eta: float = 1.0,
+    generator: torch.Generator | None = None,
+    variance_noise: Tensor | None = None,
+    callback: Callable[[StepState], None] | None = None,
+) -> Tensor:
+    """Denoises one chunk.
+
+    Args:
+        predict: what ``make_predictor`` gives.
+        scheduler: a diffusers scheduler, not changed outside its step state.
+        latents: standard normal noise ``b c f h w``.
+        contexts: tokens and weights of the guidance branches.
+        num_inference_steps: denoising steps.
+        eta: 0 for deterministic DDIM, 1 for the paper's setting; ignored by schedulers without it.
+        generator: a CPU generator; each DDIM step with eta > 0 draws one noise, also the last, for frames
+            flattened as ``(b f) c h w``.
+        variance_noise: these noises instead, ``steps (b f) c h w``.
+        callback: called with a ``StepState`` after each step.
+
+    Returns:
+        Clean latents ``b c f h w``.
+    """
+    b, c, f, h, w = latents.shape
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    takes = inspect.signature(scheduler.step).parameters
+    x = latents * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        prediction = guided(predict, scheduler.scale_model_input(x, t), t, contexts)
+        extra = {}
+        if "eta" in takes:
+            extra["eta"] = eta
+            if eta > 0:
+                noise = variance_noise[i] if variance_noise is not None else randn((b * f, c, h, w), generator, x)
+                extra["variance_noise"] = rearrange(noise, "(b f) c h w -> b c f h w", b=b)
+        elif "generator" in takes:
+            extra["generator"] = generator
+        out = scheduler.step(prediction, t, x, **extra)
+        x = out.prev_sample
+        if callback is not None:
+            x0 = getattr(out, "pred_original_sample", None)
+            if x0 is None and getattr(scheduler, "model_outputs", None):
+                x0 = scheduler.model_outputs[-1]
+            callback(StepState(i, num_inference_steps, int(t), x, x0))
+    return x
