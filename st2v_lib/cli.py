@@ -1,0 +1,117 @@
+"""The command ``st2v``. Only the parser lives here: each sub-command's module is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from st2v_lib import __version__
+from st2v_lib.config import PRESETS
+from st2v_lib.errors import UserError
+
+SAMPLERS = ("dpm++", "ddim")
+PHASES = ("vae", "clip", "reader", "base", "cam", "apm", "enhancer", "all")
+DEMO_DIR = Path("outputs/demo")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one clear line for a wrong argument, where the original prints the whole usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all sub-commands; ``args.module`` names the module whose ``run(args)`` does the work."""
+    parser = _Parser(prog="st2v", description="StreamingT2V: long videos from text, one chunk after another.")
+    parser.add_argument("--version", action="version", version=f"st2v {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_generate(commands)
+    _add_metrics(commands)
+    _add_train(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 found wanting, 2 a user's error, 130 interrupted."""
+    args = build_parser().parse_args(argv)
+    try:
+        return importlib.import_module(args.module).run(args) or 0
+    except UserError as error:
+        print(f"st2v {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"st2v {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `st2v doctor | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _add(commands: argparse._SubParsersAction, name: str, module: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(module=module)
+    return parser
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="size of the models (default: tiny)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
+    )
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "generate", "st2v_lib.generate_cli", "turn a prompt into a video")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help='what the video shows, "a red circle bounces over green stripes"'
+    )
+    parser.add_argument("--frames", type=int, default=80, metavar="N", help="length, 16 or more (default: 80)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same frames (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="where the video goes")
+    _add_preset(parser)
+    _add_device(parser)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's; the paper's setting is ddim")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a chunk (default: the preset's)")
+    parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
+    parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
+    parser.add_argument(
+        "--demo", type=Path, nargs="?", const=DEMO_DIR, metavar="DIR",
+        help=f"also write both sizes, a contact sheet, an x-t slice and a metrics table (default DIR: {DEMO_DIR})",
+    )  # fmt: skip
+
+
+def _add_metrics(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "metrics", "st2v_lib.metrics.cli", "measure a video")
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="a video file")
+    parser.add_argument("--prompt", help="the prompt it was made from, for the scores that need one")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "train", "st2v_lib.training.cli", "train one phase, or all of them in order")
+    parser.add_argument("phase", choices=PHASES, metavar="PHASE", help=", ".join(PHASES))
+    parser.add_argument("--minutes", type=float, metavar="M", help="time budget; always ends in valid files")
+    _add_preset(parser)
+    _add_device(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where weights and curves go")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where prepared training data lies or is kept")
+    parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "doctor", "st2v_lib.doctor", "say what this machine can run and whether weights are intact")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of text")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
