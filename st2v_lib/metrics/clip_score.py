@@ -1,0 +1,139 @@
+"""CLIP score: does each frame show what the prompt says (paper §5)?
+
+Mean over frames of the cosine between the text embedding and the frame's image embedding, times 100. The paper does not
+say which CLIP it used; the protocol here names the model, because values of different CLIPs are not comparable.
+
+What it cannot see: time. A frozen, shuffled or reversed video scores the same; so may one with the wrong number, order
+or motion of things. Differences of one point are within what wording alone changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from st2v_lib.errors import UserError
+from st2v_lib.metrics.base import MetricResult, mean
+from st2v_lib.video_io import as_frames, from_uint8
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
+    """A transformers ``CLIPModel`` and its tokenizer from a local folder.
+
+    Raises:
+        UserError: the folder is missing or does not hold both.
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"no CLIP model in {folder}: expected a folder with config.json, weights and tokenizer files")
+    try:
+        model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the CLIP model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def clip_preprocess(
+    frames: np.ndarray, size: int, mean_rgb: tuple = CLIP_MEAN, std_rgb: tuple = CLIP_STD
+) -> torch.Tensor:
+    """CLIP's input from ``uint8 f h w c``: shorter side to ``size`` (bicubic, antialiased), centre crop, normalised."""
+    x = (from_uint8(frames) + 1) / 2
+    h, w = x.shape[-2:]
+    new = (max(size, round(h * size / min(h, w))), max(size, round(w * size / min(h, w))))
+    if new != (h, w):
+        x = F.interpolate(x, size=new, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    x = x[..., top : top + size, left : left + size]
+    return (x - torch.tensor(mean_rgb).view(3, 1, 1)) / torch.tensor(std_rgb).view(3, 1, 1)
+
+
+def _embedding(output) -> torch.Tensor:
+    """Unit vectors; older transformers return the tensor, newer ones an object that carries it."""
+    return F.normalize((output if torch.is_tensor(output) else output.pooler_output).float(), dim=-1)
+
+
+@torch.no_grad()
+def embed_text(prompt: str, model, tokenizer) -> torch.Tensor:
+    """Unit text embedding ``1 d``."""
+    tokens = tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
+    keys = [key for key in ("input_ids", "attention_mask") if key in tokens]
+    device = next(model.parameters()).device
+    return _embedding(model.get_text_features(**{key: tokens[key].to(device) for key in keys}))
+
+
+@torch.no_grad()
+def embed_frames(frames: np.ndarray, model, preprocess: Callable | None = None) -> torch.Tensor:
+    """Unit image embeddings ``f d`` of ``uint8 f h w c``."""
+    if preprocess is None:
+        pixels = clip_preprocess(frames, model.config.vision_config.image_size)
+    else:
+        pixels = preprocess(frames)
+    return _embedding(model.get_image_features(pixel_values=pixels.to(next(model.parameters()).device)))
+
+
+def frame_scores(frames: np.ndarray, text: torch.Tensor, model, preprocess: Callable | None = None) -> list[float]:
+    """100 x cosine of each frame with a text embedding of ``embed_text``."""
+    return (100 * embed_frames(frames, model, preprocess) @ text[0]).cpu().double().tolist()
+
+
+def clip_score(
+    video,
+    prompt: str,
+    model,
+    tokenizer,
+    preprocess: Callable | None = None,
+    clip_name: str | None = None,
+    batch: int = 16,
+) -> MetricResult:
+    """Mean over frames of 100 x cosine(text, frame); higher is better.
+
+    Args:
+        video: ``uint8 f h w c`` or float ``f c h w`` in [-1, 1]; one frame is enough.
+        prompt: the text, cut to the tokenizer's length.
+        model: has ``get_text_features``, ``get_image_features``, ``config.vision_config.image_size`` as ``CLIPModel``.
+        tokenizer: the tokenizer that belongs to it.
+        preprocess: ``uint8 f h w c`` to the model's ``pixel_values``; by default ``clip_preprocess``.
+        clip_name: how the protocol names the model; by default its ``name_or_path``.
+        batch: frames embedded at once; does not change the value.
+
+    Raises:
+        ValueError: empty prompt, wrong layout or range.
+    """
+    frames = as_frames(video)
+    text = prompt_embedding(prompt, model, tokenizer)
+    scores = [
+        s for i in range(0, len(frames), batch) for s in frame_scores(frames[i : i + batch], text, model, preprocess)
+    ]
+    return clip_score_of(scores, prompt, clip_name or name_of(model), preprocess)
+
+
+def prompt_embedding(prompt: str, model, tokenizer) -> torch.Tensor:
+    """``embed_text`` for a prompt that must not be empty."""
+    if not prompt or not prompt.strip():
+        raise ValueError("expected a prompt for the CLIP score, got an empty text")
+    return embed_text(prompt, model, tokenizer)
+
+
+def name_of(model) -> str:
+    """What a model is called, for the protocol; only the last part of a path."""
+    path = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+    return Path(path).name or type(model).__name__
+
+
+def clip_score_of(
+    scores: Iterable[float], prompt: str, clip_name: str, preprocess: Callable | None = None
+) -> MetricResult:
+    """The result from the score of each frame."""
+    scores = tuple(scores)
+    steps = "shorter side bicubic, centre crop, OpenAI mean and std" if preprocess is None else "given by the caller"
+    protocol = {"clip": clip_name, "prompt": prompt, "preprocess": steps, "units": "100 x cosine"}
+    return MetricResult("clip_score", mean(scores), per_frame=scores, protocol=protocol)

@@ -1,0 +1,101 @@
+"""Drift: how far the look of a video has moved between its first and its last 15 %.
+
+Long generation by continuation fades, saturates, blurs or freezes slowly; no pair of neighbouring frames shows it. For
+each quantity two results: ``signed`` (last minus first: which way) and ``abs`` (its size). Over many videos the signed
+values of a method that drifts at random cancel, the absolute ones do not. Not in the paper.
+
+* colour: mean saturation (largest minus smallest channel) for ``signed``; distance of the mean RGB for ``abs``.
+* contrast: standard deviation of luma. * sharpness: mean length of the luma gradient.
+* motion: mean flow length, px per frame (only with flow).
+
+Units: grey levels 0..255, sharpness per pixel. It cannot see drift of content (another object of the same colours), and
+it takes wanted changes, such as a walk from shade into light, for drift.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from st2v_lib.metrics.base import MetricResult, mean, undefined
+from st2v_lib.metrics.flicker import LUMA
+from st2v_lib.metrics.flow import flow_protocol, frame_pairs
+from st2v_lib.metrics.motion import pair_motion
+from st2v_lib.video_io import as_frames
+
+SHARE = 0.15
+QUANTITIES = ("colour", "contrast", "sharpness", "motion")
+
+
+def frame_look(frame: np.ndarray) -> dict[str, float]:
+    """Mean red, green, blue and saturation, contrast and sharpness of ``uint8 h w c``."""
+    x = frame.astype(np.float32)
+    luma = x @ LUMA.astype(np.float32)
+    dx, dy = np.diff(luma, axis=1)[:-1], np.diff(luma, axis=0)[:, :-1]
+    rgb = x.mean((0, 1), dtype=np.float64)
+    return {
+        "red": float(rgb[0]),
+        "green": float(rgb[1]),
+        "blue": float(rgb[2]),
+        "colour": float((x.max(-1) - x.min(-1)).mean(dtype=np.float64)),
+        "contrast": float(luma.std(dtype=np.float64)),
+        "sharpness": float(np.hypot(dx, dy).mean(dtype=np.float64)) if dx.size else 0.0,
+    }
+
+
+def drift(video, flow: str | None = "dis", flows=None, size=None, share: float = SHARE) -> dict[str, MetricResult]:
+    """Change of colour, contrast, sharpness and motion between the first and the last part of a video.
+
+    Args:
+        video: ``uint8 f h w c`` or float ``f c h w`` in [-1, 1].
+        flow: estimator for the motion, None to leave motion out; ``flows``: given flow instead; ``size``: (h, w) the
+            flow is measured at.
+        share: size of the two parts, 0 < share <= 0.5; each has at least one frame.
+
+    Returns:
+        Results named ``drift_<quantity>_signed`` and ``drift_<quantity>_abs``.
+
+    Raises:
+        ValueError: fewer than two frames, a share outside its range, wrong layout or range.
+    """
+    frames = as_frames(video)
+    if len(frames) < 2:
+        raise ValueError(f"drift needs at least 2 frames, got {len(frames)}")
+    motions, protocol = None, {}
+    if flow is not None or flows is not None:
+        motions = [pair_motion(pair) for pair in frame_pairs(frames, flow, flows, size)]
+        protocol = flow_protocol(flow, flows, size)
+    return drift_of([frame_look(frame) for frame in frames], motions, protocol, share)
+
+
+def drift_of(
+    looks: list[dict[str, float]], motions: list[float] | None, flow_settings: dict, share: float = SHARE
+) -> dict[str, MetricResult]:
+    """The results from ``frame_look`` of each frame and the motion of each pair."""
+    if not 0 < share <= 0.5:
+        raise ValueError(f"expected 0 < share <= 0.5, got {share}")
+    results = {}
+    for quantity in QUANTITIES if motions is not None else QUANTITIES[:-1]:
+        series = motions if quantity == "motion" else [look[quantity] for look in looks]
+        protocol = {"share": share, "units": "px per frame" if quantity == "motion" else "grey levels, 0..255"}
+        if quantity == "motion":
+            protocol |= flow_settings
+        if len(series) < 2:
+            pair = (undefined("", "too few frames", protocol), undefined("", "too few frames", protocol))
+        else:
+            signed = _change(series, share)
+            size = abs(signed)
+            if quantity == "colour":
+                size = math.hypot(*(_change([look[c] for look in looks], share) for c in ("red", "green", "blue")))
+            values = {"per_pair" if quantity == "motion" else "per_frame": tuple(series), "protocol": protocol}
+            pair = (MetricResult("", signed, **values), MetricResult("", size, **values))
+        for kind, result in zip(("signed", "abs"), pair, strict=True):
+            name = f"drift_{quantity}_{kind}"
+            results[name] = MetricResult(name, result.value, result.per_pair, result.per_frame, None, result.protocol)
+    return results
+
+
+def _change(series: list[float], share: float) -> float:
+    n = max(1, round(share * len(series)))
+    return mean(series[-n:]) - mean(series[:n])
