@@ -51,7 +51,7 @@ def ffmpeg_exe() -> str:
 def setup_mediapy() -> None:
     """Let mediapy use the shipped ffmpeg; by itself it looks for one on the PATH.
 
-    Showing and writing work. ``mediapy.read_video`` passes ffmpeg an option that the shipped ffmpeg 9 no longer has; use
+    Showing and writing work. ``mediapy.read_video`` passes an option that the shipped ffmpeg 9 no longer has; use
     ``read_video`` of this file.
     """
     import mediapy

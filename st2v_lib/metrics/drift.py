@@ -30,17 +30,17 @@ QUANTITIES = ("colour", "contrast", "sharpness", "motion")
 
 def frame_look(frame: np.ndarray) -> dict[str, float]:
     """Mean red, green, blue and saturation, contrast and sharpness of ``uint8 h w c``."""
-    x = frame.astype(np.float32)
-    luma = x @ LUMA.astype(np.float32)
+    red, green, blue = (np.ascontiguousarray(frame[..., c]) for c in range(3))
+    saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    luma = sum(np.float32(weight) * channel for weight, channel in zip(LUMA, (red, green, blue), strict=True))
     dx, dy = np.diff(luma, axis=1)[:-1], np.diff(luma, axis=0)[:, :-1]
-    rgb = x.mean((0, 1), dtype=np.float64)
     return {
-        "red": float(rgb[0]),
-        "green": float(rgb[1]),
-        "blue": float(rgb[2]),
-        "colour": float((x.max(-1) - x.min(-1)).mean(dtype=np.float64)),
+        "red": float(red.mean()),
+        "green": float(green.mean()),
+        "blue": float(blue.mean()),
+        "colour": float(saturation.mean()),
         "contrast": float(luma.std(dtype=np.float64)),
-        "sharpness": float(np.hypot(dx, dy).mean(dtype=np.float64)) if dx.size else 0.0,
+        "sharpness": float(np.sqrt(dx * dx + dy * dy).mean(dtype=np.float64)) if dx.size else 0.0,
     }
 
 

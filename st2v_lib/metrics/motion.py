@@ -22,7 +22,8 @@ def mean_length(flow: np.ndarray, scale: tuple[float, float] = (1.0, 1.0)) -> fl
 
 def mean_square(flow: np.ndarray) -> float:
     """Mean over pixels of the flow's squared length."""
-    return float(np.square(flow, dtype=np.float64).sum(0).mean())
+    x = flow.astype(np.float64).ravel()
+    return float(x @ x) / flow[0].size
 
 
 def pair_motion(pair: Pair) -> float:

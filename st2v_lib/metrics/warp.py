@@ -14,7 +14,7 @@ blurred one for the same misplacement.
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 
 from st2v_lib.metrics.base import MetricResult, mean
 from st2v_lib.metrics.flow import Pair, flow_protocol, frame_pairs, two_or_more
@@ -46,7 +46,7 @@ def forward_splat(image: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor
     source = torch.arange(h * w).expand(b, -1).to(target)
     winner = torch.full((b, h * w + 1), -1).to(target).scatter_reduce(1, target, source, "amax")[:, :-1]
     unfilled = winner < 0
-    warped = image.reshape(b, c, -1).gather(2, repeat(winner.clamp(min=0), "b n -> b c n", c=c))
+    warped = image.reshape(b, c, -1).gather(2, winner.clamp(min=0)[:, None].expand(-1, c, -1))
     warped = warped.masked_fill(unfilled[:, None], 0)
     return warped.view(b, c, h, w), unfilled.view(b, h, w)
 
@@ -76,7 +76,7 @@ def backward_warp(image: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor
 
     def at(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         index = (row.clamp(max=h - 1) * w + column.clamp(max=w - 1)).long().view(b, -1)
-        return flat.gather(2, repeat(index, "b n -> b c n", c=c)).view(b, c, h, w)
+        return flat.gather(2, index[:, None].expand(-1, c, -1)).view(b, c, h, w)
 
     top = at(y0, x0) * (1 - ax) + at(y0, x0 + 1) * ax
     bottom = at(y0 + 1, x0) * (1 - ax) + at(y0 + 1, x0 + 1) * ax
@@ -98,9 +98,9 @@ def visible_in_both(forward: torch.Tensor, backward: torch.Tensor | None) -> tor
 
 def masked_mse(a: torch.Tensor, b: torch.Tensor, known: torch.Tensor) -> float:
     """Mean of (a - b)^2 over the known pixels (``b h w``) and all channels; NaN if no pixel is known."""
-    known = known[:, None].expand_as(a)
-    error = ((a.double() - b.double()).square() * known).sum()
-    return (error / known.sum()).item() if known.any() else float("nan")
+    count = known.sum().item() * a.shape[1]
+    error = ((a - b).square() * known[:, None]).sum(dtype=torch.float64).item()
+    return error / count if count else float("nan")
 
 
 def splat_error(pair: Pair) -> float:

@@ -1,0 +1,96 @@
+"""Seconds per 100 frames of each metric, by resolution, and of the one pass that computes them all.
+
+    python benchmarks/metrics_speed.py [--frames 12] [--sizes 64 128 256 720] [--threads 1]
+
+Decoding is timed on its own. Metrics that need flow are timed with the flow given, and the flow on its own, because
+``measure`` computes it once for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from st2v_lib.metrics.drift import drift
+from st2v_lib.metrics.flicker import flicker
+from st2v_lib.metrics.flow import estimate_flow
+from st2v_lib.metrics.flow_smoothness import flow_smoothness
+from st2v_lib.metrics.mawe import mawe
+from st2v_lib.metrics.motion import motion
+from st2v_lib.metrics.scene_cuts import scene_cuts
+from st2v_lib.metrics.table import measure
+from st2v_lib.metrics.warp import warp_error
+from st2v_lib.metrics.xt_slice import xt_slice
+from st2v_lib.video_io import read_video, write_video
+
+
+def moving_texture(frames: int, side: int) -> np.ndarray:
+    """A smooth random picture that moves by 2 px a frame, ``uint8 f h w c``."""
+    noise = np.random.default_rng(0).normal(size=(side, side + 2 * frames, 3)).astype(np.float32)
+    picture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    return np.stack([picture[:, 2 * i : 2 * i + side] for i in range(frames)])
+
+
+def seconds(work: Callable, frames: int) -> float:
+    """Best of two runs, per 100 frames."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times) * 100 / frames
+
+
+def time_all(frames: int, side: int, folder: Path) -> dict[str, float]:
+    """Seconds per 100 frames by name, at side x side pixels."""
+    video = moving_texture(frames, side)
+    path = write_video(folder / f"{side}.mp4", video)
+    flows = estimate_flow(video)
+    given = {"flows": flows, "size": None}
+    work = {
+        "write mp4": lambda: write_video(folder / "again.mp4", video),
+        "read mp4": lambda: read_video(path),
+        "flow, dis": lambda: estimate_flow(video, "dis"),
+        "flow, farneback": lambda: estimate_flow(video, "farneback"),
+        "warp error": lambda: warp_error(video, **given),
+        "mawe, code": lambda: mawe(video, "code", **given),
+        "mawe, paper": lambda: mawe(video, "paper", **given, backward_flows=-flows),
+        "motion": lambda: motion(video, **given),
+        "flow deviation": lambda: flow_smoothness(video, **given),
+        "drift without motion": lambda: drift(video, flow=None),
+        "scene cuts": lambda: scene_cuts(video),
+        "flicker": lambda: flicker(video),
+        "x-t slice": lambda: xt_slice(video),
+        "all, native size": lambda: measure(path, size=None),
+        "all, at 720x720": lambda: measure(path),
+    }
+    return {name: seconds(job, frames) for name, job in work.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=12, help="length of the test video (default 12)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 720], help="sides in pixels")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and OpenCV (default 1)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        columns = [time_all(args.frames, side, Path(folder)) for side in args.sizes]
+    print(f"seconds per 100 frames; {args.threads} thread(s), {platform.machine()}, {sys.platform}")
+    print(f"{'':24}" + "".join(f"{f'{side}x{side}':>12}" for side in args.sizes))
+    for name in columns[0]:
+        print(f"{name:24}" + "".join(f"{column[name]:12.3f}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
