@@ -7,6 +7,7 @@ they are mixed into the text tokens, as much as that layer's learned weight allo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ class Apm(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        layers: list[str],
+        layers: Sequence[str],
         token_dim: int = 1024,
         image_embed_dim: int = 1024,
         hidden_dim: int = 1280,
@@ -155,7 +156,7 @@ def _key(layer: str) -> str:
 
 
 def preprocess_for_clip(
-    frames: Tensor, size: int = 224, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
+    frames: Tensor, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
     """Frames ``n 3 h w`` in [-1, 1] as the CLIP image tower wants them, ``n 3 size size``.
 

@@ -34,9 +34,9 @@ class PatchedAutoencoderKL(AutoencoderKL):
         patch_size: int = 1,
         in_channels: int = 3,
         out_channels: int = 3,
-        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
-        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
-        block_out_channels: tuple[int, ...] = (64,),
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
+        up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
+        block_out_channels: Sequence[int] = (64,),
         layers_per_block: int = 1,
         act_fn: str = "silu",
         latent_channels: int = 4,
@@ -44,8 +44,8 @@ class PatchedAutoencoderKL(AutoencoderKL):
         sample_size: int = 32,
         scaling_factor: float = 0.18215,
         shift_factor: float | None = None,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
         force_upcast: bool = True,
         use_quant_conv: bool = True,
         use_post_quant_conv: bool = True,
@@ -219,9 +219,9 @@ class StreamingUNet(UNet3DConditionModel):
     Constructor, config, weights and names are the stock ones. Injectors are not part of it (see ``set_injectors``).
     """
 
-    injectors: Sequence[Injector] | None = None
+    injectors: Sequence[Injector] | nn.ModuleList | None = None
 
-    def set_injectors(self, injectors: Sequence[Injector] | None) -> None:
+    def set_injectors(self, injectors: Sequence[Injector] | nn.ModuleList | None) -> None:
         """Sets one injector for each skip, in the down path's order, and a last one for the mid block's output.
 
         They are referred to, not registered: neither ``state_dict`` nor ``.to`` of the UNet sees them.

@@ -8,7 +8,7 @@ the extractor's features in each long skip connection and after the mid block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class CondEncoder(nn.Module):
     convolution starts at zero, so that an untrained extractor sees the noisy latents only.
     """
 
-    def __init__(self, widths: tuple[int, ...], out_channels: int):
+    def __init__(self, widths: Sequence[int], out_channels: int):
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
@@ -74,7 +74,7 @@ class CamExtractor(ModelMixin, ConfigMixin):
         unet: dict[str, Any],
         num_cond_frames: int = 8,
         text_len: int = 77,
-        cond_channels: tuple[int, ...] = (32, 96, 256, 512),
+        cond_channels: Sequence[int] = (32, 96, 256, 512),
     ):
         super().__init__()
         donor = UNet3DConditionModel(**unet)
@@ -207,7 +207,7 @@ class Cam(ModelMixin, ConfigMixin):
         unet: dict[str, Any],
         num_cond_frames: int = 8,
         text_len: int = 77,
-        cond_channels: tuple[int, ...] = (32, 96, 256, 512),
+        cond_channels: Sequence[int] = (32, 96, 256, 512),
         injector_head_dim: int = 64,
         injector_norm_groups: int = 32,
     ):

@@ -192,7 +192,8 @@ def denoise_chunk(
         prediction = guided(predict, scheduler.scale_model_input(x, t), t, contexts)
         extra = {}
         if "eta" in takes:
-            extra["eta"] = eta
+            # at zero SNR and eta 1 DDIM takes the root of an exact 0, which rounding can make negative
+            extra["eta"] = eta * (1 - 1e-6) if scheduler.alphas_cumprod[int(t)] == 0 else eta
             if eta > 0:
                 noise = variance_noise[i] if variance_noise is not None else randn((b * f, c, h, w), generator, x)
                 extra["variance_noise"] = rearrange(noise, "(b f) c h w -> b c f h w", b=b)

@@ -1,0 +1,195 @@
+"""Stage 2, chunk after chunk: each sees the last frames of the one before and the first frame of all (paper §4).
+
+The state between chunks is a small frozen value: keep it to resume, reuse it to branch, give another prompt with it
+to change the story. What travels is decoded frames, never latents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from st2v_lib.apm import Apm
+from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, vae_downscale
+from st2v_lib.cam import Cam
+from st2v_lib.config import SamplingConfig
+from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_chunk, make_predictor, randn
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of stage 2; ``cam=None`` or ``apm=None`` leaves that memory out.
+
+    Attributes:
+        unet, vae, scheduler: the base model and its sampler.
+        cam, apm: short-term and long-term memory.
+        encode_image: frames ``b n 3 h w`` in [-1, 1] to CLIP embeddings ``b n e``; needed with ``apm``.
+    """
+
+    unet: StreamingUNet
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+    cam: Cam | None = None
+    apm: Apm | None = None
+    encode_image: Callable[[Tensor], Tensor] | None = None
+
+    def attach(self) -> None:
+        """Wires CAM and APM into the UNet; cheap, and done before each chunk, so models may share a UNet."""
+        if self.cam is not None:
+            self.cam.attach(self.unet)
+        if self.apm is not None:
+            self.apm.attach(self.unet)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """All that one chunk leaves to the next; of constant size.
+
+    Attributes:
+        seed: noise is drawn from ``(seed, chunk_index)``.
+        chunk_index: the next chunk; 1 follows the first chunk.
+        chunk_frames: frames denoised together.
+        cond: the last decoded frames, ``b n 3 h w`` in [-1, 1].
+        anchor, null_anchor: APM's tokens ``b k d`` of the anchor frame and of a grey image.
+    """
+
+    seed: int
+    chunk_index: int
+    chunk_frames: int
+    cond: Tensor
+    anchor: Tensor | None = None
+    null_anchor: Tensor | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the state to a safetensors file."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
+        save_file(tensors, path, {name: str(v) for name, v in values.items() if isinstance(v, int)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> StreamState:
+        """Reads what ``save`` wrote."""
+        with safe_open(path, "pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return cls(**{name: int(v) for name, v in file.metadata().items()}, **tensors)
+
+
+@torch.no_grad()
+def start_stream(
+    models: Models, first_chunk: Tensor, seed: int = 0, anchor: Tensor | None = None, num_cond_frames: int = 8
+) -> StreamState:
+    """The state after stage 1.
+
+    Args:
+        models: the networks; APM's tokens are computed here, once for the whole video.
+        first_chunk: ``b f 3 h w`` in [-1, 1]; its length is the length of every chunk.
+        seed: of the stream's noise.
+        anchor: frames ``b n 3 h w`` that APM keeps to (embeddings of several are averaged); ``None`` for the first.
+        num_cond_frames: frames carried over; CAM's own number when there is a CAM.
+
+    Raises:
+        ValueError: for a wrong layout or range, or a chunk with nothing new after the carried frames.
+    """
+    n = num_cond_frames if models.cam is None else models.cam.extractor.config.num_cond_frames
+    length = check_video(first_chunk, "first_chunk").shape[1]
+    if length <= n:
+        raise ValueError(f"first_chunk: expected more than {n} frames, got {length}")
+    device, tokens, null_tokens = models.unet.device, None, None
+    first_chunk = first_chunk.to(device)
+    if models.apm is not None:
+        if models.encode_image is None:
+            raise ValueError("models with apm need encode_image")
+        frames = first_chunk[:, :1] if anchor is None else check_video(anchor, "anchor").to(device)
+        tokens, null_tokens = (
+            models.apm(models.encode_image(f).to(device, models.apm.dtype)) for f in (frames, torch.zeros_like(frames))
+        )
+    return StreamState(seed, 1, length, _own(first_chunk[:, -n:]), tokens, null_tokens)
+
+
+@torch.no_grad()
+def next_chunk(
+    models: Models,
+    state: StreamState,
+    text: Tensor,
+    null_text: Tensor,
+    sampling: SamplingConfig,
+    noise: Tensor | None = None,
+    decode_batch: int | None = None,
+    callback: Callable[[StepState], None] | None = None,
+) -> tuple[Tensor, StreamState]:
+    """Generates one chunk; a function of its arguments alone.
+
+    Args:
+        models: the networks.
+        state: what the chunk before left.
+        text, null_text: prompt and negative prompt tokens ``b l d``, free to change from chunk to chunk.
+        sampling: steps and guidance.
+        noise: initial noise ``b z f h w`` in place of that of ``(seed, chunk_index)``.
+        decode_batch: frames in the VAE at once; ``None`` for all.
+        callback: called with a ``StepState`` after each step.
+
+    Returns:
+        The new frames ``b m 3 h w`` in [-1, 1] (the carried ones, generated again, are dropped), and the next state.
+    """
+    models.attach()
+    b, n, _, height, width = state.cond.shape
+    down, channels = vae_downscale(models.vae), models.unet.config.out_channels
+    device, generator = models.unet.device, chunk_generator(state.seed, state.chunk_index)
+    if noise is None:
+        noise = randn((b, channels, state.chunk_frames, height // down, width // down), generator, device)
+    cond = state.cond.to(device)
+    predict = make_predictor(models.unet, models.cam, None if models.cam is None else cond)
+    anchors = (None, None) if models.apm is None else (state.anchor.to(device), state.null_anchor.to(device))
+    contexts = Contexts(
+        text.to(device), null_text.to(device), *anchors, sampling.guidance_scale, sampling.anchor_guidance_scale
+    )
+    latents = denoise_chunk(
+        predict,
+        models.scheduler,
+        noise.to(device),
+        contexts,
+        sampling.num_inference_steps,
+        sampling.eta,
+        generator,
+        callback=callback,
+    )
+    video = decode_latents(models.vae, latents, decode_batch).float()
+    after = dataclasses.replace(state, chunk_index=state.chunk_index + 1, cond=_own(video[:, -n:]))
+    return video[:, n:], after
+
+
+def stream_chunks(
+    models: Models,
+    state: StreamState,
+    text: Tensor | Callable[[int], Tensor],
+    null_text: Tensor,
+    sampling: SamplingConfig,
+    num_chunks: int | None = None,
+    decode_batch: int | None = None,
+    callback: Callable[[StepState], None] | None = None,
+) -> Iterator[tuple[Tensor, StreamState]]:
+    """Yields blocks of new frames and the state after each, for ever or ``num_chunks`` times.
+
+    Args:
+        models, state, null_text, sampling, decode_batch, callback: see ``next_chunk``.
+        text: tokens of one prompt, or a prompt schedule: tokens as a function of the chunk's index.
+        num_chunks: blocks to yield; ``None`` never ends.
+    """
+    first = state.chunk_index
+    while num_chunks is None or state.chunk_index < first + num_chunks:
+        now = text(state.chunk_index) if callable(text) else text
+        block, state = next_chunk(models, state, now, null_text, sampling, None, decode_batch, callback)
+        yield block, state
+
+
+def _own(frames: Tensor) -> Tensor:
+    # a copy that keeps no chunk alive, laid out as after save and load: the layout changes convolutions' round-off
+    return frames.clone(memory_format=torch.contiguous_format)
