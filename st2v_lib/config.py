@@ -118,17 +118,19 @@ class EnhancerConfig:
 
     Attributes:
         size: height and width of the enhanced video in pixels.
+        canvas_width: the network sees the video between black bars of this total width; ``None``: no bars.
         chunk_frames, overlap_frames: the paper's 24 and 8.
         start_timestep: SDEdit noise level, an index of 1000.
         num_inference_steps: network evaluations per chunk.
         guidance_scale, guidance_rescale: classifier-free guidance and the std rescale.
-        blend_law: ``"code"`` draws the cut from {0..O-1}, ``"paper"`` from {0..O}.
+        blend_law: ``"code"`` draws the cut from {0..O-1}, ``"paper"`` from {0..O}; ``"B"``, ``"B+S"``: no blending.
         official_start_scale: keep the released sampler's start-up slip (state scaled by sigma/alpha).
         shape_quirks: the released network's asymmetric down- and up-sampling.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     size: int = 720
+    canvas_width: int | None = 1280
     chunk_frames: int = 24
     overlap_frames: int = 8
     start_timestep: int = 599
@@ -146,6 +148,7 @@ class ClipConfig:
 
     hidden_size: int = 128
     num_layers: int = 4
+    num_text_layers: int = 2
     num_heads: int = 4
     projection_dim: int = 128
     image_size: int = 64
@@ -251,6 +254,7 @@ TINY = StreamingT2VConfig(
     enhancer=EnhancerConfig(
         unet=dataclasses.replace(_TINY_UNET, sample_size=16, block_out_channels=(48, 96)),
         size=128,
+        canvas_width=None,
         num_inference_steps=6,
         guidance_scale=1.0,
         guidance_rescale=0.0,
