@@ -1,7 +1,8 @@
 """Trains the tiny VAE on single frames of the sprite world, at 64 and 128 pixels, to its gate; then it stays frozen.
 
 Reconstruction is weighted up inside sprites (the masks are free here), since they cover a tenth of the frame and carry
-all that the memories have to keep. A third of the 128-pixel frames are enlarged 64-pixel ones, the enhancer's input.
+all that the memories have to keep. Two of three batches are crops around sprites. A third of the 128-pixel frames are enlarged
+64-pixel ones, the enhancer's input.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
 SPRITE_WEIGHT = 4.0
+CROP = 32  # most batches are crops around a sprite: four times as many sprites for the same work
 KL_WEIGHT = 2e-5
 
 
@@ -45,27 +47,64 @@ class VaeStep(nn.Module):
         mse = (weight * error.square()).mean()
         l1 = (weight * error.abs()).mean()
         kl = posterior.kl().float().mean() / frames[0, 0].numel()
-        return 4 * mse + 0.25 * l1 + KL_WEIGHT * kl * 64, {"mse": error.square().mean().detach(), "kl": kl.detach()}
+        return 4 * mse + 0.1 * l1 + KL_WEIGHT * kl * 64, {"mse": error.square().mean().detach(), "kl": kl.detach()}
+
+
+def sprite_crops(batch: dict[str, torch.Tensor], rng: random.Random, side: int = CROP) -> dict[str, torch.Tensor]:
+    """One window of ``side`` pixels from each frame, around a random sprite pixel where there is one."""
+    frames, mask = batch["frames"], batch["mask"]
+    size, out = frames.shape[-1], {"frames": [], "mask": []}
+    for frame, seen in zip(frames, mask):
+        pixels = seen[0].nonzero()
+        y, x = (
+            pixels[rng.randrange(len(pixels))].tolist() if len(pixels) else (rng.randrange(size), rng.randrange(size))
+        )
+        top, left = (min(max(v - rng.randrange(side), 0), size - side) for v in (y, x))
+        out["frames"].append(frame[:, top : top + side, left : left + side])
+        out["mask"].append(seen[:, top : top + side, left : left + side])
+    return {k: torch.stack(v) for k, v in out.items()}
+
+
+class FramePool:
+    """Rendered frames kept for reuse: drawing them costs more than a training step on crops of them."""
+
+    def __init__(self, size: int, capacity: int, prefill: int):
+        self.size, self.capacity, self.prefill, self.kept, self.made = size, capacity, prefill, [], 0
+
+    def draw(self, rng: random.Random, count: int, fresh: int) -> dict[str, torch.Tensor]:
+        """``count`` frames of the pool, after ``fresh`` new ones have joined it."""
+        new = frame_batch(rng, self.size, fresh if self.kept else self.prefill)
+        for pair in zip(new["frames"].half(), new["mask"].bool()):
+            if len(self.kept) < self.capacity:
+                self.kept.append(pair)
+            else:
+                self.kept[self.made % self.capacity] = pair
+            self.made += 1
+        frames, masks = zip(*rng.sample(self.kept, count))
+        return {"frames": torch.stack(frames).float(), "mask": torch.stack(masks).float()}
 
 
 def make_batch(seed: int):
-    """Batch number ``n``: three of four at 64 pixels, the fourth at 128."""
+    """Batch number ``n``: two of three are crops, a quarter of all at 128 pixels."""
+    pools = {64: FramePool(64, 8192, 512), 128: FramePool(128, 1024, 128)}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"vae/{seed}/{rank}/{n}")
-        if n % 4:
-            return frame_batch(rng, 64, 32)
-        out = frame_batch(rng, 128, 8)
-        if n % 12 == 0:
+        size = 128 if n % 4 == 0 else 64
+        crop = n % 3 != 0
+        out = pools[size].draw(rng, 8 if size == 128 and not crop else 32, 2 if size == 128 else 6)
+        if size == 128 and rng.random() < 1 / 3:
             small = F.interpolate(out["frames"], scale_factor=0.5, mode="area")
             out["frames"] = F.interpolate(small, scale_factor=2.0, mode="bicubic").clamp(-1, 1)
-        return out
+        return sprite_crops(out, rng) if crop else out
 
     return batch
 
 
 @torch.no_grad()
-def reconstruction_psnr(vae: PatchedAutoencoderKL, size: int = 64, count: int = 256, split: str = "dev") -> dict[str, float]:
+def reconstruction_psnr(
+    vae: PatchedAutoencoderKL, size: int = 64, count: int = 256, split: str = "dev"
+) -> dict[str, float]:
     """PSNR in dB of decoded posterior means over whole frames and inside sprite masks, pixels in [0, 1]."""
     device = next(vae.parameters()).device
     whole, inside = [], []

@@ -37,7 +37,7 @@ SIZES = ("tiny", "small", "medium", "big", "large", "huge")
 COLUMNS, ROWS = ("left", "centre", "right"), ("top", "middle", "bottom")
 DENSE_ONLY = ("striped", "dotted", "halved", *SHADES, *SIZES, *COLUMNS, *ROWS, "nothing", "part")
 _GRAMMAR = ("a", "and", "that", "over", "with", "in", "front", "of", "on", "behind", "pillar", "at", "two")
-SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
+SPECIAL = ("<pad>", "<unknown>", "<start>", "<end>")  # <end> is not 2: transformers reads 2 as a legacy switch
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -154,7 +154,9 @@ def check_prompt(prompt: str) -> str:
     known = set(vocabulary()) - set(SPECIAL)
     plain = sorted(known - set(DENSE_ONLY))
     if strange := sorted(words - known):
-        warnings.warn(f"the sprite world has no word for: {', '.join(strange)}. It knows: {', '.join(plain)}", stacklevel=2)
+        warnings.warn(
+            f"the sprite world has no word for: {', '.join(strange)}. It knows: {', '.join(plain)}", stacklevel=2
+        )
     if dense := sorted(words & set(DENSE_ONLY)):
         warnings.warn(
             f"these words were only used to train CLIP, not to generate: {', '.join(dense)}. Prompts use: "

@@ -2,7 +2,8 @@
 
 Everything is a formula of the pixel's place, with each edge anti-aliased by its distance in pixels, so a scene can be
 drawn at any resolution. Fine grain is integrated over the pixel in closed form: 64-pixel frames average it away, 128-pixel
-frames show it. The outline is a bright and a dark line of half a 64-pixel pixel that cancel there.
+frames show it. The outline is a bright and a dark line, each a third of a 64-pixel pixel wide, that nearly cancel
+there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from st2v_lib.world.scene import (
 
 HUES = {"red": 0.0, "yellow": 52.0, "green": 120.0, "cyan": 180.0, "blue": 225.0, "purple": 290.0}
 PILLAR_RGB = (0.80, 0.78, 0.74)
-OUTLINE = 1 / 128  # width of each of the outline's two lines
+OUTLINE = 1 / 200  # width of each of the outline's two lines
+EDGE = 1.5  # pixels over which an edge passes, as through a lens
 GRAIN_CYCLES = (51.0, 55.0)  # per frame width, across and down: above what 64 pixels can carry, below 128's limit
 # A shape is a folded sector: corners, inner over outer radius, rotation, circumradius over half the size.
 _FORM = {
@@ -108,10 +110,12 @@ def _stack(scenes: Sequence[Scene], frames: torch.Tensor, device: torch.device) 
 
 def _cover(distance: torch.Tensor, size: int) -> torch.Tensor:
     """Share of a pixel inside an edge, from the signed distance in frame widths (negative inside)."""
-    return (0.5 - distance * size).clamp(0, 1)
+    return (0.5 - distance * size / EDGE).clamp(0, 1)
 
 
-def _background(p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, size: int) -> torch.Tensor:
+def _background(
+    p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, size: int
+) -> torch.Tensor:
     """Colour of the background, ``(b, 3, f, h, w)`` in [0, 1]."""
     u = x - p["pan_x"] * t + p["phase_x"]
     v = y - p["pan_y"] * t + p["phase_y"]
@@ -148,13 +152,13 @@ def _sprite(p: dict[str, torch.Tensor], i: int, x: torch.Tensor, y: torch.Tensor
     dot = rho - 0.46 * q["radius"]
     half = -dx
     mark = torch.where(q["pattern"] == 1, band, torch.where(q["pattern"] == 2, dot, half))
-    ink = torch.where(q["pattern"] == 0, torch.zeros_like(u), 0.75 * _cover(mark, size))
+    ink = torch.where(q["pattern"] == 0, torch.zeros_like(u), 0.65 * _cover(mark, size))
     rgb = p["rgb"][:, i] * (1 - ink).unsqueeze(1)
     inside = _cover(distance + OUTLINE, size)
     line = _cover(distance, size) - inside
-    rgb = rgb * (1 - line).unsqueeze(1)
+    rgb = rgb * (1 - 0.8 * line).unsqueeze(1)
     halo = _cover(distance - OUTLINE, size)
-    glow = (halo - _cover(distance, size)).unsqueeze(1)
+    glow = 0.8 * (halo - _cover(distance, size)).unsqueeze(1)
     return halo, rgb * (1 - glow) + glow
 
 

@@ -199,7 +199,9 @@ def sample_scene(seed: int, index: int, split: str = "train", **fixed: object) -
         if name in allowed and value not in allowed[name]:
             raise ValueError(f"unknown {name} {value!r}; choose one of: {', '.join(allowed[name])}")
         if name not in allowed and name not in ("num_sprites", "grain", "pan"):
-            raise ValueError(f"cannot fix {name!r}; these can be: {', '.join([*allowed, 'num_sprites', 'grain', 'pan'])}")
+            raise ValueError(
+                f"cannot fix {name!r}; these can be: {', '.join([*allowed, 'num_sprites', 'grain', 'pan'])}"
+            )
     rng = random.Random(f"{split}/{seed}/{index}")
     motion = fixed.get("motion") or rng.choice(MOTIONS)
     two = fixed["num_sprites"] == 2 if "num_sprites" in fixed else rng.random() < TWO_SPRITE_SHARE
@@ -208,7 +210,10 @@ def sample_scene(seed: int, index: int, split: str = "train", **fixed: object) -
             raise ValueError(f"two sprites do not {motion}; choose bounce, orbit or zigzag")
         motion, two = (rng.choice(MOTIONS[:3]), True) if "motion" not in fixed else (motion, False)
     for _ in range(5000):
-        kind, ground = fixed.get("background") or rng.choice(BACKGROUNDS), fixed.get("background_colour") or rng.choice(COLOURS)
+        kind, ground = (
+            fixed.get("background") or rng.choice(BACKGROUNDS),
+            fixed.get("background_colour") or rng.choice(COLOURS),
+        )
         shapes = [fixed.get("shape") or rng.choice(SHAPES), rng.choice(SHAPES)][: 1 + two]
         colours = [fixed.get("colour") or rng.choice(COLOURS), rng.choice(COLOURS)][: 1 + two]
         homes = [split_of(s, c, kind, ground) for s, c in zip(shapes, colours)]

@@ -1,0 +1,1 @@
+"""Scores of the tiny models on prompts they have never seen, written as result files."""

@@ -1,0 +1,390 @@
+"""The three stages as one diffusers pipeline: a base chunk, streaming, enhancement (paper §4, Fig. 2).
+
+Differs from the released system: stage 1 samples with the same numbers as stage 2; stage 3 shares the VAE and the text
+encoder of the other stages; the prompt goes to stage 3 as it is, and may change over time there too; all noise of all
+stages comes from one seed; every frame is enhanced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, PreTrainedTokenizerBase
+
+from st2v_lib.apm import Apm, preprocess_for_clip
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents, encode_frames, vae_downscale
+from st2v_lib.blending import chunk_starts
+from st2v_lib.cam import Cam
+from st2v_lib.checks import Prompt, check_count, check_frames, check_sampling, prompt_schedule
+from st2v_lib.config import SamplingConfig, StreamingT2VConfig
+from st2v_lib.enhancer import enhance_latents, shape_quirks, unet_denoiser, upscale
+from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_chunk, make_predictor, randn
+from st2v_lib.streaming import Models, StreamState, next_chunk, start_stream
+
+ENHANCER_NOISE = 2**31  # the enhancer draws from chunk_generator(seed, this), an index that no chunk reaches
+ENHANCER_COST = 4  # one network call of stage 3 in calls of stage 2, for the time left (measured on the tiny models)
+BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+Callback = Callable[[StepState], Any]
+
+
+@dataclass
+class StreamingT2VOutput(BaseOutput):
+    """What a call returns.
+
+    Attributes:
+        frames: the video ``b f 3 h w`` in [-1, 1] on the CPU, enhanced if that was asked for.
+        low_res: the video of stages 1 and 2.
+        config: the config it was made with, sampling numbers included.
+        state: where stage 2 stopped; ``pipe.stream(prompt, state=...)`` goes on from there.
+    """
+
+    frames: Tensor
+    low_res: Tensor
+    config: StreamingT2VConfig
+    state: StreamState
+
+
+class FrameStream:
+    """Iterator over blocks of frames ``b f 3 h w`` in [-1, 1], on the CPU.
+
+    Attributes:
+        config: the config in use, sampling numbers included.
+        state: all that the next block needs, of constant size; ``None`` before the first block.
+    """
+
+    def __init__(self, blocks: Iterator, config: StreamingT2VConfig, state: StreamState | None):
+        self._blocks, self.config, self.state = blocks, config, state
+
+    def __iter__(self) -> FrameStream:
+        return self
+
+    def __next__(self) -> Tensor:
+        frames, self.state = next(self._blocks)
+        return frames
+
+
+class StreamingT2VPipeline(DiffusionPipeline):
+    """Text to video of any length.
+
+    Components are the networks and a scheduler, which may be swapped; ``cfg`` is saved with them. An ablation is
+    another config: ``pipe.cfg = pipe.cfg.replace(apm=None)`` or ``conditioning="none"``.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler: the base model.
+        image_encoder, cam, apm: the memories; ``None`` leaves one out.
+        enhancer: the video model of stage 3; ``None`` for stages 1 and 2 alone.
+        cfg: sizes and defaults; a dict is its JSON form.
+
+    Raises:
+        WeightsError: when ``cfg`` and the UNet disagree, or APM comes without an image encoder.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae->enhancer"
+    _exclude_from_cpu_offload = ["cam", "apm"]  # they work inside the UNet, so they stay on its device
+    _optional_components = ["image_encoder", "cam", "apm", "enhancer"]
+
+    def __init__(
+        self,
+        vae: PatchedAutoencoderKL,
+        text_encoder: CLIPTextModelWithProjection,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: StreamingUNet,
+        scheduler: SchedulerMixin,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        cam: Cam | None = None,
+        apm: Apm | None = None,
+        enhancer: StreamingUNet | None = None,
+        cfg: StreamingT2VConfig | dict | None = None,
+    ):
+        super().__init__()
+        if not isinstance(cfg, StreamingT2VConfig):
+            cfg = StreamingT2VConfig.from_json(json.dumps(cfg)) if cfg else StreamingT2VConfig()
+        if tuple(unet.config.block_out_channels) != tuple(cfg.unet.block_out_channels):
+            raise WeightsError(
+                f"the UNet was made for another config: it has channels {tuple(unet.config.block_out_channels)}, "
+                f"{cfg.name!r} has {cfg.unet.block_out_channels}"
+            )
+        if apm is not None and image_encoder is None:
+            raise WeightsError("apm needs an image_encoder; give both or neither")
+        if enhancer is not None and cfg.enhancer is not None and cfg.enhancer.shape_quirks:
+            shape_quirks(enhancer)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            image_encoder=image_encoder, cam=cam, apm=apm, enhancer=enhancer,
+        )  # fmt: skip
+        self.register_to_config(cfg=cfg)
+        self.cfg = cfg
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As in diffusers; own classes are named as members of the package, and ``cfg`` is kept as plain JSON."""
+        for name, value in kwargs.items():
+            if isinstance(value, StreamingT2VConfig):
+                kwargs[name] = json.loads(value.to_json())
+            elif isinstance(value, tuple) and str(value[0]).startswith("st2v_lib"):
+                kwargs[name] = ("st2v_lib", value[1])
+            elif name == "tokenizer" and value[1] == "TokenizersBackend":  # its name in transformers 5 only
+                kwargs[name] = (value[0], "PreTrainedTokenizerFast")
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: Any, **kwargs: Any) -> StreamingT2VPipeline:
+        """As in diffusers, but in float32 unless ``torch_dtype`` (or ``dtype``) says otherwise.
+
+        The networks come ready for use, in evaluation mode.
+        """
+        pipe = super().from_pretrained(path, **kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            pipe.to(torch.float32)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        return pipe
+
+    # ------------------------------------------------------------------------------------------------ what users call
+
+    def __call__(
+        self,
+        prompt: Prompt,
+        num_frames: int = 80,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        guidance_scale: float | None = None,
+        anchor_guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        first_chunk: Tensor | None = None,
+        anchor: Tensor | None = None,
+        enhance: bool = True,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> StreamingT2VOutput:
+        """Makes a video through all stages. Same seed, same frames.
+
+        Args:
+            prompt: a text, or a schedule: ``{frame: text}`` or a function of the frame.
+            num_frames: any length from one chunk (16); what is made beyond it is cut off. Stage-2 chunks do not
+                depend on it; enhanced frames near the end do, because blending couples neighbours at every step.
+            seed: of all noise.
+            sampler, num_inference_steps, eta, guidance_scale, anchor_guidance_scale: see ``checks.check_sampling``.
+            negative_prompt: what to stay away from.
+            first_chunk: ``1 16 3 h w`` in [-1, 1] in place of stage 1.
+            anchor: frames ``1 n 3 h w`` that APM keeps to; ``None`` for the first.
+            enhance: ``False`` stops after stage 2.
+            callback: called with a ``StepState`` after every denoising step of every stage.
+            progress: shows a bar over all denoising steps, with the time left.
+
+        Raises:
+            InputError: for a wrong argument, before anything is computed.
+            WeightsError: when stage 3 is asked for and there is no enhancer.
+        """
+        if enhance:
+            self._require_enhancer()
+        options = dict(
+            sampler=sampler, num_inference_steps=num_inference_steps, eta=eta, guidance_scale=guidance_scale,
+            anchor_guidance_scale=anchor_guidance_scale, negative_prompt=negative_prompt, first_chunk=first_chunk,
+            anchor=anchor, callback=callback,
+        )  # fmt: skip
+        check_count(num_frames, "num_frames", self.cfg.chunk_frames)
+        with self._bar(progress, 0) as bar:
+            stream = self.stream(prompt, num_frames, seed, progress=bar, **options)
+            if enhance:
+                bar.total += self._enhancer_calls(num_frames) * ENHANCER_COST
+            frames = low_res = torch.cat(list(stream), dim=1)
+            if enhance:
+                blocks = self.enhance(low_res, prompt, seed, negative_prompt, callback, progress=bar)
+                frames = torch.cat(list(blocks), dim=1)
+        self.maybe_free_model_hooks()
+        return StreamingT2VOutput(frames=frames, low_res=low_res, config=stream.config, state=stream.state)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        num_frames: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        guidance_scale: float | None = None,
+        anchor_guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        first_chunk: Tensor | None = None,
+        anchor: Tensor | None = None,
+        state: StreamState | None = None,
+        callback: Callback | None = None,
+        progress: bool | tqdm = True,
+    ) -> FrameStream:
+        """Stages 1 and 2, block by block: first 16 frames, then 8 at a time, in constant memory.
+
+        Args:
+            num_frames: frames to yield; ``None`` never ends. The last block is cut to fit, the state behind it is not.
+            state: resumes from ``stream.state``: no first chunk, and the seed is the state's.
+            progress: whether to show a bar, or a bar to move that others share.
+
+        The other arguments are those of a call. Raises ``InputError`` now, not at the first block.
+        """
+        sampling, scheduler = check_sampling(
+            self.cfg, self.scheduler, sampler, num_inference_steps, eta, guidance_scale, anchor_guidance_scale
+        )
+        prompt_at, size = prompt_schedule(prompt, self.cfg), self.cfg.size
+        check_count(seed, "seed", 0)
+        models = self.models(scheduler)
+        if num_frames is not None:
+            check_count(num_frames, "num_frames", self.cfg.chunk_frames if state is None else 1)
+        if first_chunk is not None:
+            check_frames(first_chunk, "first_chunk", (1, self.cfg.chunk_frames, 3, size, size))
+        if anchor is not None:
+            check_frames(anchor, "anchor", (1, None, 3, size, size))
+        if state is not None:
+            check_frames(state.cond, "state", (1, None, 3, size, size))
+            if models.apm is not None and state.anchor is None:
+                raise InputError("state: it was made without APM; resume with pipe.cfg.replace(apm=None)")
+        if state is not None and first_chunk is not None:
+            raise InputError("give first_chunk to start a stream or state to resume one, not both")
+        blocks = self._blocks(
+            models, prompt_at, negative_prompt, sampling, num_frames, seed, first_chunk, anchor, state, callback, progress
+        )
+        return FrameStream(blocks, self.cfg.replace(sampling=sampling), state)
+
+    def enhance(
+        self,
+        video: Tensor,
+        prompt: Prompt,
+        seed: int = 0,
+        negative_prompt: str = "",
+        callback: Callback | None = None,
+        progress: bool | tqdm = True,
+        batch_size: int = 8,
+    ) -> Iterator[Tensor]:
+        """Stage 3 on a video of any length: yields the enhanced frames, ``batch_size`` at a time, on the CPU.
+
+        Only latents are held for the whole video; pixels are encoded and decoded in batches.
+
+        Args:
+            video: ``b f 3 h w`` in [-1, 1].
+            batch_size: frames in the VAE at once.
+
+        The other arguments are those of a call. Raises ``InputError`` or ``WeightsError`` now.
+        """
+        self._require_enhancer()
+        check_frames(video, "video")
+        check_count(seed, "seed", 0)
+        check_count(batch_size, "batch_size", 1)
+        prompt_at = prompt_schedule(prompt, self.cfg)
+        return self._enhanced(video, prompt_at, seed, negative_prompt, callback, progress, batch_size)
+
+    # ------------------------------------------------------------------------------------------------------ the parts
+
+    @torch.no_grad()
+    def encode_text(self, text: str) -> Tensor:
+        """Tokens ``1 l d`` of a text: the text encoder's last hidden state. Warns of a text that is cut off."""
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        if len(self.tokenizer(text, verbose=False).input_ids) > length:
+            warnings.warn(f"the prompt is longer than {length} tokens; its end is cut off", stacklevel=2)
+        return self.text_encoder(input_ids=ids.to(self._execution_device)).last_hidden_state
+
+    @torch.no_grad()
+    def encode_image(self, frames: Tensor) -> Tensor:
+        """CLIP embeddings ``b n e`` of frames ``b n 3 h w`` in [-1, 1] (paper §4.2)."""
+        flat = rearrange(frames, "b n c h w -> (b n) c h w").to(self._execution_device, torch.float32)
+        pixels = preprocess_for_clip(flat, self.image_encoder.config.image_size).to(self.image_encoder.dtype)
+        embeds = self.image_encoder(pixel_values=pixels).image_embeds
+        return rearrange(embeds, "(b n) e -> b n e", b=len(frames))
+
+    def models(self, scheduler: SchedulerMixin | None = None) -> Models:
+        """The networks of stage 2 as the plain loops of ``streaming`` take them, with what ``cfg`` switches on."""
+        if self.cfg.conditioning not in ("cam", "none"):
+            raise InputError(f"conditioning {self.cfg.conditioning!r} is none of the pipeline's: 'cam' or 'none'")
+        cam = self.cam if self.cfg.cam is not None and self.cfg.conditioning == "cam" else None
+        apm = self.apm if self.cfg.apm is not None else None
+        return Models(
+            self.unet, self.vae, scheduler or self.scheduler, cam, apm, self.encode_image, self._execution_device
+        )
+
+    @torch.no_grad()
+    def base_chunk(
+        self, models: Models, text: Tensor, null_text: Tensor, seed: int, sampling: SamplingConfig, callback: Callback | None
+    ) -> Tensor:
+        """Stage 1: one chunk of the base model, no memories; frames ``1 16 3 h w`` (paper §4, initialisation)."""
+        cells, generator = self.cfg.size // vae_downscale(self.vae), chunk_generator(seed, 0)
+        shape = (1, self.unet.config.out_channels, self.cfg.chunk_frames, cells, cells)
+        latents = denoise_chunk(
+            make_predictor(self.unet),
+            models.scheduler,
+            randn(shape, generator, self._execution_device),
+            Contexts(text, null_text, scale=sampling.guidance_scale),
+            sampling.num_inference_steps,
+            sampling.eta,
+            generator,
+            callback=callback,
+        )
+        return decode_latents(self.vae, latents).float()
+
+    def _blocks(
+        self, models, prompt_at, negative_prompt, sampling, num_frames, seed, first_chunk, anchor, state, callback, progress
+    ) -> Iterator[tuple[Tensor, StreamState]]:
+        """Yields blocks of frames and the state behind each; see ``stream``."""
+        chunk, n = self.cfg.chunk_frames, self._carried(models)
+        left, encode = num_frames or math.inf, functools.lru_cache(8)(self.encode_text)
+        null_text = encode(negative_prompt)
+        done = chunk if state is None else 0
+        chunks = 0 if num_frames is None else max(math.ceil((num_frames - done) / (chunk - n)), 0)
+        chunks += state is None and first_chunk is None
+        with self._bar(progress, None if num_frames is None else chunks * sampling.num_inference_steps) as bar:
+            on_step = _ticking(bar, callback)
+            if state is None:
+                if first_chunk is None:
+                    first_chunk = self.base_chunk(models, encode(prompt_at(0)), null_text, seed, sampling, on_step)
+                state = start_stream(models, first_chunk, seed, anchor, n)
+                yield first_chunk.cpu(), state
+                left -= chunk
+            while left > 0:
+                first_frame = chunk + (state.chunk_index - 1) * (chunk - n)
+                text = encode(prompt_at(first_frame))
+                frames, state = next_chunk(models, state, text, null_text, sampling, callback=on_step)
+                yield frames[:, : min(left, frames.shape[1])].cpu(), state
+                left -= frames.shape[1]
+        if isinstance(progress, bool):
+            self.maybe_free_model_hooks()
+
+    @torch.no_grad()
+    def _enhanced(self, video, prompt_at, seed, negative_prompt, callback, progress, batch_size) -> Iterator[Tensor]:
+        """Yields enhanced frames in batches; see ``enhance``."""
+        config, device = self.cfg.enhancer, self._execution_device
+        margin = (max(config.canvas_width or 0, config.size) - config.size) // 2  # black bars left and right
+        starts = chunk_starts(video.shape[1], config.chunk_frames, config.overlap_frames)
+        encode = functools.lru_cache(8)(self.encode_text)
+        texts, null_text = [encode(prompt_at(start)) for start in starts], encode(negative_prompt)
+        with self._bar(progress, self._enhancer_calls(video.shape[1]) * ENHANCER_COST) as bar:
+            large = (upscale(part.to(device), config.size) for part in video.split(batch_size, dim=1))
+            parts = [encode_frames(self.vae, F.pad(part, (margin, margin), value=-1.0)) for part in large]
+            denoisers = [unet_denoiser(self.enhancer, text, null_text, config) for text in texts]
+
+            def denoise(x: Tensor, timestep: int, k: int) -> Tensor:
+                bar.update(ENHANCER_COST)
+                return denoisers[k](x, timestep, k)
+
+            latents = torch.cat(parts, dim=2)
+            latents = enhance_latents(latents, denoise, config, chunk_generator(seed, ENHANCER_NOISE), callback=callback)
+            for part in latents.split(batch_size, dim=2):
+                yield decode_latents(self.vae, part)[..., margin : margin + config.size].float().cpu()
+        if isinstance(progress, bool):
+            self.maybe_free_model_hooks()

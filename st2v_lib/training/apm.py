@@ -1,0 +1,125 @@
+"""Phase 2 of the memories: CAM and APM together on 32-frame segments (paper §4.2, appendix §10).
+
+Roles, counted from 1: the anchor is a random frame of 1–16, the condition 17–24, the denoised chunk 17–32. A share of
+the segments shows the sprite in the anchor, hides it in 17–24 and brings it back in 25–32, where only the anchor tells
+which one it was. Text, anchor or both are dropped in 5 % of the clips each, for guidance.
+
+Differs from the paper: the main UNet stays frozen here (there, all but its temporal layers train), so one shipped UNet
+serves the base model and every arm of the ablations. ``train_unet=True`` trains what the paper trains.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import nn
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from st2v_lib.apm import Apm, preprocess_for_clip
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
+from st2v_lib.cam import Cam
+from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.sampling import make_scheduler
+from st2v_lib.training.cam import seen_frames
+from st2v_lib.training.data import SEGMENT, Captioner, Pool
+from st2v_lib.training.diffusion import noised, weighted_mse
+
+DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
+RETURNING = 0.4
+ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of APM's gradient
+FROZEN_TEMPORAL = ("transformer_in", "temp_attentions", "temp_convs")
+
+
+class ApmStep(nn.Module):
+    """Denoising loss with both memories; the anchor's embedding is frozen CLIP's."""
+
+    def __init__(
+        self,
+        cfg: StreamingT2VConfig,
+        unet: StreamingUNet,
+        text_encoder: CLIPTextModelWithProjection,
+        image_encoder: CLIPVisionModelWithProjection,
+        cam: Cam,
+        apm: Apm,
+        train_unet: bool = False,
+    ):
+        super().__init__()
+        self.unet = unet.requires_grad_(train_unet)
+        if train_unet:
+            for name, parameter in unet.named_parameters():
+                parameter.requires_grad_(not any(part in name for part in FROZEN_TEMPORAL))
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+        self.image_encoder = image_encoder.requires_grad_(False).eval()
+        self.cam, self.apm = cam.requires_grad_(True).attach(unet), apm.requires_grad_(True).attach(unet)
+        self.scheduler = make_scheduler(cfg.scheduler, "ddim")
+        self.text_len = cfg.apm.text_len
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        latents = batch["latents"]
+        with torch.no_grad():
+            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+            size = self.image_encoder.config.image_size
+            anchor = preprocess_for_clip(batch["anchor"], size)
+            embeds = self.image_encoder(pixel_values=anchor).image_embeds
+        tokens = torch.cat([text, self.apm(embeds)], dim=1)
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        x, target = noised(self.scheduler, latents, noise, t)
+        features = self.cam(x, t, tokens, cond=batch["cond"])
+        loss = weighted_mse(self.unet(x, t, tokens, cam_features=features), target, batch["mask"])
+        alphas = torch.stack([m.alpha.detach() for m in self.apm.mixes.values()])
+        return loss, {"alpha": alphas.abs().mean()}
+
+    def groups(self, lr: float) -> list[dict]:
+        """Parameter groups: alpha learns faster than the rest."""
+        alphas = [m.alpha for m in self.apm.mixes.values()]
+        ids = {id(a) for a in alphas}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
+        return [{"params": rest, "lr": lr}, {"params": alphas, "lr": ALPHA_LR * lr, "weight_decay": 0.0}]
+
+
+def make_batch(
+    cfg: StreamingT2VConfig,
+    vae: PatchedAutoencoderKL,
+    seed: int = 0,
+    fresh: int = 2,
+    prefill: int = 256,
+    null_anchor: bool = False,
+):
+    """Batch number ``n`` of 16 segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
+    captions, pools = Captioner(), {}
+    chunk, keep = cfg.chunk_frames, cfg.cam.num_cond_frames
+
+    def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"apm/{seed}/{rank}/{n}")
+        if rank not in pools:
+            pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 2, rank=rank, returning=RETURNING)
+            pools[rank].grow(prefill)
+        pool = pools[rank]
+        pool.grow(fresh)
+        first = SEGMENT - chunk
+        latents, mask, scenes, starts, picks = pool.draw(rng, 16, chunk, start=first)
+        cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
+        at = [_anchor_frame(pool.masks[i][:chunk], rng) for i in picks]
+        anchor_latents = torch.stack([pool.latents[i][:, a : a + 1] for i, a in zip(picks, at)]).float()
+        anchor_starts = [s - first + a for s, a in zip(starts, at)]
+        anchor = seen_frames(vae, anchor_latents, scenes, anchor_starts, rng)[:, 0]
+        ids = captions(scenes, rng, 0.0)
+        empty = captions(scenes[:1], rng, 1.0)[0]
+        for i in range(len(scenes)):
+            u = rng.random()
+            if u < DROP_TEXT + DROP_BOTH:
+                ids[i] = empty
+            if null_anchor or DROP_TEXT <= u < DROP_TEXT + DROP_BOTH + DROP_ANCHOR:
+                anchor[i] = 0.0
+        return {"latents": latents, "mask": mask, "cond": cond, "anchor": anchor, "ids": ids}
+
+    return batch
+
+
+def _anchor_frame(masks: torch.Tensor, rng: random.Random) -> int:
+    """A random frame in which the sprite is seen well, if there is one (inference anchors frame 0 of such a chunk)."""
+    area = masks.float().sum((-1, -2))
+    good = [i for i, a in enumerate(area.tolist()) if a >= 0.9 * float(area.max()) and a > 0]
+    return rng.choice(good) if good else rng.randrange(len(area))

@@ -1,0 +1,73 @@
+"""Trains the tiny text-to-video base: single frames first (appearance, captions), then 4-frame clips, then 16.
+
+Paper §3 and Tab. 12; the loss is weighted up inside sprites, where all the motion is.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import nn
+from transformers import CLIPTextModelWithProjection
+
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
+from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.sampling import make_scheduler
+from st2v_lib.training.data import Captioner, Pool, single_frames
+from st2v_lib.training.diffusion import noised, weighted_mse
+
+TEXT_DROPOUT = 0.1
+STAGES = ((800, 1, 64), (300, 4, 32), (None, 16, 16))  # steps, frames, batch
+
+
+class BaseStep(nn.Module):
+    """Denoising loss of the UNet with text; the text encoder is frozen."""
+
+    def __init__(self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False).eval()
+        self.scheduler = make_scheduler(cfg.scheduler, "ddim")
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        latents = batch["latents"]
+        with torch.no_grad():
+            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        x, target = noised(self.scheduler, latents, noise, t)
+        return weighted_mse(self.unet(x, t, text), target, batch["mask"]), {}
+
+
+def stage_at(step: int) -> tuple[int, int]:
+    """Frames and batch size of a training step."""
+    for steps, frames, count in STAGES:
+        if steps is None or step < steps:
+            return frames, count
+        step -= steps
+    raise AssertionError("the last stage has no end")
+
+
+def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False, fresh: int = 2, prefill: int = 256):
+    """Batch number ``n`` of the stage it falls in; ``fresh`` new scenes join the pool at each step of the last one.
+
+    Args:
+        trained: the network has been through the first stages in an earlier run: go straight to the last.
+    """
+    skipped = sum(steps for steps, *_ in STAGES[:-1]) if trained else 0
+    captions, pools = Captioner(), {}
+
+    def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"base/{seed}/{rank}/{n}")
+        frames, count = stage_at(n + skipped)
+        if frames == 1:
+            latents, mask, scenes = single_frames(vae, rng, count)
+        else:
+            if rank not in pools:
+                pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + skipped, rank=rank)
+                pools[rank].grow(prefill)
+            pools[rank].grow(fresh)
+            latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames)
+        return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
+
+    return batch

@@ -1,0 +1,89 @@
+"""Phase 1 of the memories: CAM's extractor and injectors learn, the base stays frozen (paper §4.1, appendix §10).
+
+The condition is the clean version of the first 8 of the 16 frames being denoised, exactly the alignment of inference.
+In half of the clips it passes the VAE once, as every hand-over between chunks does.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import nn
+from transformers import CLIPTextModelWithProjection
+
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents
+from st2v_lib.cam import Cam
+from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.sampling import make_scheduler
+from st2v_lib.training.base import TEXT_DROPOUT
+from st2v_lib.training.data import Captioner, Pool
+from st2v_lib.training.diffusion import noised, weighted_mse
+from st2v_lib.world.render import render
+
+ROUND_TRIP = 0.5
+
+
+class CamStep(nn.Module):
+    """Denoising loss of the frozen UNet with CAM."""
+
+    def __init__(
+        self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection, cam: Cam
+    ):
+        super().__init__()
+        self.unet = unet.requires_grad_(False).eval()
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+        self.cam = cam.requires_grad_(True).attach(unet)
+        self.scheduler = make_scheduler(cfg.scheduler, "ddim")
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        latents = batch["latents"]
+        with torch.no_grad():
+            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        x, target = noised(self.scheduler, latents, noise, t)
+        features = self.cam(x, t, text, cond=batch["cond"])
+        return weighted_mse(self.unet(x, t, text, cam_features=features), target, batch["mask"]), {}
+
+
+@torch.no_grad()
+def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts, rng: random.Random) -> torch.Tensor:
+    """Frames in pixels, each clip either as rendered or as the VAE gives it back.
+
+    Args:
+        latents: of the wanted frames, ``(b, c, n, h, w)``.
+        scenes, starts: whose frames they are, and the first one's index.
+
+    Returns:
+        ``(b, n, 3, H, W)`` in [-1, 1].
+    """
+    n = latents.shape[2]
+    device = next(vae.parameters()).device
+    trips = [i for i in range(len(scenes)) if rng.random() < ROUND_TRIP]
+    clean = [i for i in range(len(scenes)) if i not in set(trips)]
+    size = latents.shape[-1] * vae.config.patch_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    out = torch.empty(len(scenes), n, 3, size, size, device=device)
+    if clean:
+        out[clean] = render([scenes[i] for i in clean], n, [starts[i] for i in clean], size, device)
+    if trips:
+        out[trips] = decode_latents(vae, latents[trips].to(device), batch_size=64).float()
+    return out
+
+
+def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, fresh: int = 2, prefill: int = 256):
+    """Batch number ``n`` of 16 clips with their conditioning frames."""
+    captions, pools = Captioner(), {}
+    keep = cfg.cam.num_cond_frames
+
+    def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"cam/{seed}/{rank}/{n}")
+        if rank not in pools:
+            pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 1, rank=rank)
+            pools[rank].grow(prefill)
+        pools[rank].grow(fresh)
+        latents, mask, scenes, starts, _ = pools[rank].draw(rng, 16, cfg.chunk_frames)
+        cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
+        return {"latents": latents, "mask": mask, "cond": cond, "ids": captions(scenes, rng, TEXT_DROPOUT)}
+
+    return batch

@@ -1,0 +1,195 @@
+"""``st2v train PHASE --minutes N``: every phase by one command, resumable, ending in valid weight files.
+
+Weights of finished phases are read from ``--out`` first and from the shipped ones otherwise; nothing is written over the
+shipped weights unless ``--out`` names their folder. ``runs/`` beside them keeps the state to resume from and the losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from st2v_lib.config import StreamingT2VConfig, preset
+from st2v_lib.errors import UserError
+from st2v_lib.manifest import weights_dir, write_manifest
+from st2v_lib.training import common, diffusion
+
+SHARES = {"vae": 0.15, "clip": 0.12, "reader": 0.08, "base": 0.37, "cam": 0.12, "apm": 0.08, "enhancer": 0.08}
+PHASES = tuple(SHARES)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry point of the command line; ``args`` has phase, minutes, preset, device, out, resume."""
+    cfg = preset(args.preset)
+    if cfg.name != "tiny":
+        raise UserError("only the tiny preset can be trained from the sprite world; choose --preset tiny")
+    minutes = 9.0 if args.minutes is None else args.minutes
+    if minutes <= 0:
+        raise UserError(f"--minutes must be positive, got {minutes}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("CUDA was asked for and there is none here; choose --device cpu")
+    out = Path(args.out or "runs/tiny")
+    phases = PHASES if args.phase == "all" else (args.phase,)
+    acc = common.accelerator(args.device)
+    for phase in phases:
+        share = SHARES[phase] if args.phase == "all" else 1.0
+        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume)
+    return 0
+
+
+def train_phase(
+    phase: str,
+    cfg: StreamingT2VConfig,
+    out: Path,
+    minutes: float,
+    acc: Accelerator,
+    resume: bool = True,
+    max_steps: int | None = None,
+    seed: int = 0,
+    **options: object,
+) -> dict[str, float]:
+    """Trains one phase and writes its weights.
+
+    Args:
+        phase: one of :data:`PHASES`.
+        cfg: the preset.
+        out: folder of component folders; weights found there are the starting point.
+        minutes: budget of this run.
+        acc: the accelerator.
+        resume: go on from ``out/../<name of out>-state`` when it is there; ``False`` starts the phase afresh.
+        max_steps: stop earlier.
+        seed: of initialisation and data.
+        **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
+
+    Returns:
+        What :func:`st2v_lib.training.common.fit` returns.
+
+    Raises:
+        UserError: when the weights of an earlier phase are missing, or for an unknown phase.
+    """
+    if phase not in PHASES:
+        raise UserError(f"unknown phase {phase!r}; choose one of: {', '.join(PHASES)}, all")
+    run_dir = out.parent / f"{out.name}-state" / phase
+    if not resume and acc.is_main_process:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    acc.wait_for_everyone()
+    torch.manual_seed(seed)
+    if phase == "reader":
+        from st2v_lib.training import reader
+
+        result = reader.train(minutes, out / "reader", run_dir, str(acc.device), seed, max_steps)
+        if acc.is_main_process:
+            write_manifest(out)
+        return result
+    step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options)
+    fit_config = common.FitConfig(**{**vars(fit_config), "max_steps": max_steps, "seed": seed})
+    torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
+    with diffusion.fast_attention(acc.device):
+        result = common.fit(step, batches, fit_config, run_dir, acc, groups)
+    if acc.is_main_process:
+        finish()
+        write_manifest(out)
+    acc.wait_for_everyone()
+    return result
+
+
+def find(out: Path, component: str) -> Path:
+    """The folder of a component's weights: in ``out`` or among the shipped ones.
+
+    Raises:
+        UserError: when it is in neither.
+    """
+    for place in (out, weights_dir("tiny")):
+        if (place / component / "config.json").exists():
+            return place / component
+    raise UserError(
+        f"no weights of {component!r} in {out} or {weights_dir('tiny')}; train the phases in order: {', '.join(PHASES)}"
+    )
+
+
+def load(cls: type, out: Path, component: str, device: torch.device):
+    """A component in float32 on the device."""
+    return cls.from_pretrained(find(out, component)).float().to(device)
+
+
+def _fresh_or_saved(cls: type, out: Path, component: str, make, resume: bool):
+    """The component as saved in ``out``, or a new one."""
+    if resume and (out / component / "config.json").exists():
+        return cls.from_pretrained(out / component).float()
+    return make()
+
+
+def _prepare(
+    phase: str, cfg: StreamingT2VConfig, out: Path, minutes: float, acc: Accelerator, resume: bool, seed, options
+):
+    """The step module, batch function, optimiser numbers, writer and parameter groups of a phase."""
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    from st2v_lib.apm import Apm
+    from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, make_unet, make_vae
+    from st2v_lib.cam import Cam
+    from st2v_lib.training import apm, base, cam, clip, enhancer, vae
+
+    fit = lambda lr, **kw: common.FitConfig(phase, minutes, lr=lr, **kw)  # noqa: E731
+    saved = lambda cls, component, make: _fresh_or_saved(cls, out, component, make, resume)  # noqa: E731
+    if phase == "vae":
+        model = saved(PatchedAutoencoderKL, "vae", lambda: make_vae(cfg.vae))
+        return (
+            vae.VaeStep(model),
+            vae.make_batch(seed),
+            fit(1.5e-3, decay=0.45),
+            lambda: vae.finish(model, out / "vae"),
+            None,
+        )
+    if phase == "clip":
+        model = clip.make_clip(cfg.clip)
+        if resume and (out / "text_encoder" / "config.json").exists():
+            clip.restore(model, out)
+        return clip.ClipStep(model), clip.make_batch(seed), fit(1e-3, decay=0.4), lambda: clip.finish(model, out), None
+
+    frozen = load(PatchedAutoencoderKL, out, "vae", acc.device).requires_grad_(False).eval()
+    text = load(CLIPTextModelWithProjection, out, "text_encoder", acc.device)
+    if phase == "base":
+        trained = resume and (out / "unet" / "config.json").exists()
+        unet = quiet(saved(StreamingUNet, "unet", lambda: make_unet(cfg.unet)))
+        module, config = base.BaseStep(cfg, unet, text), fit(1e-3, decay=0.4, ema_decay=0.999)
+        return module, base.make_batch(frozen, seed, trained), config, lambda: save(unet, out / "unet"), None
+    if phase == "enhancer":
+        unet = quiet(saved(StreamingUNet, "enhancer", lambda: make_unet(cfg.enhancer.unet)))
+        batches = enhancer.make_batch(cfg, frozen, seed)
+        return enhancer.EnhancerStep(unet, text), batches, fit(1e-3), lambda: save(unet, out / "enhancer"), None
+
+    unet = quiet(load(StreamingUNet, out, "unet", acc.device))
+    if phase == "cam":
+        memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
+        batches = cam.make_batch(cfg, frozen, seed)
+        return cam.CamStep(cfg, unet, text, memory), batches, fit(5e-4), lambda: save(memory, out / "cam"), None
+    memory = quiet(load(Cam, out, "cam", acc.device))
+    image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
+    anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
+    module = apm.ApmStep(cfg, unet, text, image, memory, anchor)
+
+    def finish() -> None:
+        save(memory, out / "cam")
+        save(anchor, out / "apm")
+
+    config = fit(3e-4)
+    return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, module.groups(config.lr)
+
+
+def quiet(module: torch.nn.Module) -> torch.nn.Module:
+    """Dropout off: it costs a sixth of the time and these models underfit."""
+    for m in module.modules():
+        if isinstance(m, torch.nn.Dropout):
+            m.p = 0.0
+    return module
+
+
+def save(module: torch.nn.Module, folder: Path) -> None:
+    """Writes a component as fp16 safetensors in diffusers' layout, leaving the module in float32."""
+    module.half().save_pretrained(folder)
+    module.float()

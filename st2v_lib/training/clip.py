@@ -1,0 +1,199 @@
+"""Trains the small CLIP on frames of the sprite world with dense captions (and some sparse ones), then freezes it.
+
+Half of a batch's negatives are hard: groups of eight frames share shape, colour and background, and differ in what only
+memory keeps (pattern, shade, size, place). Without them the embedding would drop just what APM has to carry.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from st2v_lib.apm import CLIP_MEAN, CLIP_STD
+from st2v_lib.config import TINY, ClipConfig
+from st2v_lib.world.captions import TEXT_LEN, dense_caption, make_tokenizer, sparse_caption, tokenize, vocabulary
+from st2v_lib.world.render import render
+from st2v_lib.world.scene import Scene, sample_scene
+
+GROUP = 8
+
+
+def make_clip(cfg: ClipConfig) -> CLIPModel:
+    """A fresh ``CLIPModel`` of the configured size with the world's vocabulary."""
+    words = vocabulary()
+    shared = dict(
+        hidden_size=cfg.hidden_size, num_hidden_layers=cfg.num_layers, num_attention_heads=cfg.num_heads,
+        intermediate_size=4 * cfg.hidden_size, projection_dim=cfg.projection_dim,
+    )  # fmt: skip
+    text = dict(
+        shared, num_hidden_layers=cfg.num_text_layers, vocab_size=len(words), max_position_embeddings=TEXT_LEN, pad_token_id=words.index("<pad>"),
+        bos_token_id=words.index("<start>"), eos_token_id=words.index("<end>"),
+    )  # fmt: skip
+    vision = dict(shared, image_size=cfg.image_size, patch_size=cfg.patch_size)
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text, vision_config=vision, projection_dim=cfg.projection_dim, attn_implementation="eager"
+        )
+    )  # eager: its backward pass is the faster one on a CPU
+
+
+def normalize(frames: torch.Tensor) -> torch.Tensor:
+    """Frames ``(n, 3, h, w)`` in [-1, 1] to CLIP's input statistics."""
+    mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return ((frames + 1) / 2 - mean) / std
+
+
+def image_embeds(model: CLIPModel, frames: torch.Tensor) -> torch.Tensor:
+    """Projected embeddings ``(n, d)`` of frames ``(n, 3, h, w)`` in [-1, 1], not normalised."""
+    pooled = model.vision_model(pixel_values=normalize(frames)).pooler_output
+    return model.visual_projection(pooled)
+
+
+def text_embeds(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
+    """Projected embeddings ``(n, d)`` of token ids, not normalised."""
+    return model.text_projection(model.text_model(input_ids=ids).pooler_output)
+
+
+class ClipStep(nn.Module):
+    """The symmetric contrastive loss over all pairs of the batch."""
+
+    def __init__(self, model: CLIPModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        images = F.normalize(image_embeds(self.model, batch["frames"]).float(), dim=-1)
+        texts = F.normalize(text_embeds(self.model, batch["ids"]).float(), dim=-1)
+        logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"top1": (logits.argmax(1) == target).float().mean().detach()}
+
+
+def _group(rng: random.Random, count: int) -> list[Scene]:
+    """Scenes that agree in everything the sparse caption names of their first sprite and background."""
+    first = sample_scene(rng.randrange(2**31), 0)
+    fixed = dict(
+        shape=first.sprites[0].shape, colour=first.sprites[0].colour, background=first.background.kind,
+        background_colour=first.background.colour, num_sprites=len(first.sprites), motion=first.motion,
+    )  # fmt: skip
+    return [first, *(sample_scene(rng.randrange(2**31), i, **fixed) for i in range(1, count))]
+
+
+def clip_batch(rng: random.Random, tokenizer, count: int, dense: bool = True, grouped: bool = True):
+    """Frames with captions: ``frames (n, 3, 64, 64)`` in [-1, 1] and ``ids (n, 24)``."""
+    if grouped:
+        scenes = [s for _ in range(count // GROUP) for s in _group(rng, GROUP)]
+    else:
+        scenes = [sample_scene(rng.randrange(2**31), i) for i in range(count)]
+    video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], truth="masks")
+    if dense:
+        texts = [dense_caption(s, truth.position[i, 0], truth.visible[i, 0], rng) for i, s in enumerate(scenes)]
+    else:
+        texts = [sparse_caption(s, rng.randrange(99)) for s in scenes]
+    return {"frames": video[:, 0], "ids": tokenize(tokenizer, texts)}
+
+
+def make_batch(seed: int, count: int = 128):
+    """Batch number ``n``: five of eight dense and grouped, two dense and mixed, one sparse and mixed."""
+    tokenizer = make_tokenizer()
+
+    def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"clip/{seed}/{rank}/{n}")
+        out = clip_batch(rng, tokenizer, count, dense=n % 8 != 7, grouped=n % 8 < 5)
+        noise = torch.Generator().manual_seed(rng.randrange(2**31))
+        out["frames"] = out["frames"] + 0.03 * torch.randn(out["frames"].shape, generator=noise)
+        return out
+
+    return batch
+
+
+@torch.no_grad()
+def _embedded(model: CLIPModel, count: int, split: str):
+    """Embeddings of fully visible one-sprite frames with their pattern, size and shade."""
+    rng, device = random.Random(f"probe/{split}"), model.device
+    embeds, pattern, size, shade = [], [], [], []
+    while len(pattern) < count:
+        scenes = [sample_scene(rng.randrange(2**31), i, split, num_sprites=1) for i in range(128)]
+        video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], truth="masks")
+        seen = truth.visible[:, 0, 0] > 0.95
+        embeds.append(image_embeds(model, video[seen, 0].to(device)).float().cpu())
+        kept = [s.sprites[0].identity for s, k in zip(scenes, seen.tolist()) if k]
+        pattern += [v[:4].index(1.0) for v in kept]
+        shade += [v[4] for v in kept]
+        size += [v[5] for v in kept]
+    return torch.cat(embeds), torch.tensor(pattern), torch.tensor(size), torch.tensor(shade)
+
+
+def linear_probes(model: CLIPModel, count: int = 6000, split: str = "dev") -> dict[str, float]:
+    """How much of a sprite's identity is linear in the frozen image embedding.
+
+    Probes are fitted on training scenes and scored on ``split``: accuracy of the pattern (logistic), R² of the size,
+    mean absolute error of the shade (both ridge; both attributes span 0 to 1).
+    """
+    x, pattern, size, shade = _embedded(model, count, "train")
+    y, pattern2, size2, shade2 = _embedded(model, count // 4, split)
+    mean, std = x.mean(0), x.std(0)
+    x, y = (x - mean) / std, (y - mean) / std
+    head = nn.Linear(x.shape[1], 4)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(x), pattern) + 1e-4 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    accuracy = (head(y).argmax(1) == pattern2).float().mean()
+    one = lambda a: torch.cat([a, torch.ones(len(a), 1)], 1).double()  # noqa: E731
+    gram = one(x).T @ one(x) + torch.eye(x.shape[1] + 1).double()
+    solve = lambda target: (one(y) @ torch.linalg.solve(gram, one(x).T @ target.double())).float()  # noqa: E731
+    r2 = 1 - (solve(size) - size2).square().mean() / size2.var()
+    return {
+        "pattern_accuracy": float(accuracy), "size_r2": float(r2),
+        "shade_error": float((solve(shade) - shade2).abs().mean()),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def retrieval_top1(model: CLIPModel, rounds: int = 10, split: str = "dev") -> float:
+    """Share of frames whose own dense caption scores best among 100 scenes."""
+    tokenizer, hits = make_tokenizer(), []
+    for r in range(rounds):
+        rng = random.Random(f"retrieval/{split}/{r}")
+        scenes = [sample_scene(rng.randrange(2**31), i, split) for i in range(100)]
+        video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], truth="masks")
+        texts = [dense_caption(s, truth.position[i, 0], truth.visible[i, 0]) for i, s in enumerate(scenes)]
+        images = F.normalize(image_embeds(model, video[:, 0].to(model.device)), dim=-1)
+        words = F.normalize(text_embeds(model, tokenize(tokenizer, texts).to(model.device)), dim=-1)
+        hits.append(((images @ words.T).argmax(1).cpu() == torch.arange(100)).float().mean())
+    return float(torch.stack(hits).mean())
+
+
+def restore(model: CLIPModel, folder: Path) -> None:
+    """Loads what :func:`finish` wrote back into a ``CLIPModel``."""
+    text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder").float()
+    image = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float()
+    model.load_state_dict({**text.state_dict(), **image.state_dict(), "logit_scale": model.logit_scale.data})
+
+
+def finish(model: CLIPModel, out: Path) -> None:
+    """Writes ``text_encoder``, ``image_encoder`` (fp16 safetensors) and ``tokenizer`` as a pipeline's folders."""
+    text = CLIPTextModelWithProjection(model.config.text_config)
+    text.text_model.load_state_dict(model.text_model.state_dict())
+    text.text_projection.load_state_dict(model.text_projection.state_dict())
+    image = CLIPVisionModelWithProjection(model.config.vision_config)
+    image.vision_model.load_state_dict(model.vision_model.state_dict())
+    image.visual_projection.load_state_dict(model.visual_projection.state_dict())
+    text.half().save_pretrained(out / "text_encoder")
+    image.half().save_pretrained(out / "image_encoder")
+    make_tokenizer().save_pretrained(out / "tokenizer")
+
+
+__all__ = ["TINY", "ClipStep", "finish", "linear_probes", "make_batch", "make_clip", "retrieval_top1"]
