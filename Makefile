@@ -56,7 +56,7 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@$(OFFLINE) $(VENV)/bin/st2v generate "a red circle bounces over green stripes" --frames 80 --seed 0 --out outputs/demo --demo </dev/null
+	@$(OFFLINE) $(VENV)/bin/st2v generate "a red circle bounces over green stripes" --frames 80 --seed 0 --demo outputs/demo </dev/null
 
 # Both parts always run; the target fails when either fails. pytest's exit code 5 means "no test collected".
 test: $(READY)

@@ -17,6 +17,7 @@ _LAZY = {
     "Cam": "st2v_lib.cam",
     "Apm": "st2v_lib.apm",
     "StreamingT2VPipeline": "st2v_lib.pipeline",
+    "load": "st2v_lib.loading",
     "ModelMixin": "diffusers",
     "StreamingT2VConfig": "st2v_lib.config",
     "preset": "st2v_lib.config",

@@ -80,7 +80,9 @@ def prompt_schedule(prompt: Prompt, cfg: StreamingT2VConfig) -> Callable[[int], 
     for frame in schedule:
         check_count(frame, "frame of the prompt schedule", 0)
     if 0 not in schedule:
-        raise InputError(f"the prompt schedule has nothing for frame 0; it starts at {min(schedule, default='nothing')}")
+        raise InputError(
+            f"the prompt schedule has nothing for frame 0; it starts at {min(schedule, default='nothing')}"
+        )
     texts = {frame: check_text(schedule[frame], cfg) for frame in sorted(schedule)}
     return lambda frame: texts[max(start for start in texts if start <= frame)]
 

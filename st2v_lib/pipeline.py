@@ -2,23 +2,19 @@
 
 Differs from the released system: stage 1 samples with the same numbers as stage 2; stage 3 shares the VAE and the text
 encoder of the other stages; the prompt goes to stage 3 as it is, and may change over time there too; all noise of all
-stages comes from one seed; every frame is enhanced.
+stages comes from one seed; every frame is enhanced. The stages themselves are plain functions in ``stages``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from einops import rearrange
@@ -27,18 +23,18 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, PreTrainedTokenizerBase
 
 from st2v_lib.apm import Apm, preprocess_for_clip
-from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents, encode_frames, vae_downscale
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.blending import chunk_starts
 from st2v_lib.cam import Cam
 from st2v_lib.checks import Prompt, check_count, check_frames, check_sampling, prompt_schedule
-from st2v_lib.config import SamplingConfig, StreamingT2VConfig
-from st2v_lib.enhancer import enhance_latents, shape_quirks, unet_denoiser, upscale
+from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.enhancer import shape_quirks
 from st2v_lib.errors import InputError, WeightsError
-from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_chunk, make_predictor, randn
-from st2v_lib.streaming import Models, StreamState, next_chunk, start_stream
+from st2v_lib.sampling import StepState
+from st2v_lib.stages import FrameStream, enhance_blocks, stream_blocks, stream_cost
+from st2v_lib.streaming import Models, StreamState
 
-ENHANCER_NOISE = 2**31  # the enhancer draws from chunk_generator(seed, this), an index that no chunk reaches
-ENHANCER_COST = 4  # one network call of stage 3 in calls of stage 2, for the time left (measured on the tiny models)
+ENHANCER_COST = 4  # one network call of stage 3 in steps of stage 2, for the time left (measured on the tiny models)
 BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 Callback = Callable[[StepState], Any]
@@ -59,25 +55,6 @@ class StreamingT2VOutput(BaseOutput):
     low_res: Tensor
     config: StreamingT2VConfig
     state: StreamState
-
-
-class FrameStream:
-    """Iterator over blocks of frames ``b f 3 h w`` in [-1, 1], on the CPU.
-
-    Attributes:
-        config: the config in use, sampling numbers included.
-        state: all that the next block needs, of constant size; ``None`` before the first block.
-    """
-
-    def __init__(self, blocks: Iterator, config: StreamingT2VConfig, state: StreamState | None):
-        self._blocks, self.config, self.state = blocks, config, state
-
-    def __iter__(self) -> FrameStream:
-        return self
-
-    def __next__(self) -> Tensor:
-        frames, self.state = next(self._blocks)
-        return frames
 
 
 class StreamingT2VPipeline(DiffusionPipeline):
@@ -203,10 +180,9 @@ class StreamingT2VPipeline(DiffusionPipeline):
             anchor=anchor, callback=callback,
         )  # fmt: skip
         check_count(num_frames, "num_frames", self.cfg.chunk_frames)
-        with self._bar(progress, 0) as bar:
+        with self.bar(progress, 0) as bar:
             stream = self.stream(prompt, num_frames, seed, progress=bar, **options)
-            if enhance:
-                bar.total += self._enhancer_calls(num_frames) * ENHANCER_COST
+            bar.total = stream.cost + (self.enhancer_cost(num_frames) if enhance else 0)
             frames = low_res = torch.cat(list(stream), dim=1)
             if enhance:
                 blocks = self.enhance(low_res, prompt, seed, negative_prompt, callback, progress=bar)
@@ -258,10 +234,16 @@ class StreamingT2VPipeline(DiffusionPipeline):
                 raise InputError("state: it was made without APM; resume with pipe.cfg.replace(apm=None)")
         if state is not None and first_chunk is not None:
             raise InputError("give first_chunk to start a stream or state to resume one, not both")
-        blocks = self._blocks(
-            models, prompt_at, negative_prompt, sampling, num_frames, seed, first_chunk, anchor, state, callback, progress
-        )
-        return FrameStream(blocks, self.cfg.replace(sampling=sampling), state)
+        cfg = self.cfg.replace(sampling=sampling)
+        cost = stream_cost(num_frames, models, cfg, first_chunk is not None, state is not None) if num_frames else None
+
+        def blocks(bar: tqdm) -> Iterator[tuple[Tensor, StreamState]]:
+            return stream_blocks(
+                models, cfg, self.encode_text, prompt_at, negative_prompt, num_frames, seed, first_chunk, anchor, state,
+                _ticking(bar, callback),
+            )  # fmt: skip
+
+        return FrameStream(self._run(blocks, progress, cost), cfg, state, cost)
 
     def enhance(
         self,
@@ -288,7 +270,14 @@ class StreamingT2VPipeline(DiffusionPipeline):
         check_count(seed, "seed", 0)
         check_count(batch_size, "batch_size", 1)
         prompt_at = prompt_schedule(prompt, self.cfg)
-        return self._enhanced(video, prompt_at, seed, negative_prompt, callback, progress, batch_size)
+
+        def blocks(bar: tqdm) -> Iterator[Tensor]:
+            return enhance_blocks(
+                video, self.vae, self.enhancer, self.cfg.enhancer, self.encode_text, prompt_at, negative_prompt, seed,
+                batch_size, lambda: bar.update(ENHANCER_COST), callback,
+            )  # fmt: skip
+
+        return self._run(blocks, progress, self.enhancer_cost(video.shape[1]))
 
     # ------------------------------------------------------------------------------------------------------ the parts
 
@@ -319,72 +308,40 @@ class StreamingT2VPipeline(DiffusionPipeline):
             self.unet, self.vae, scheduler or self.scheduler, cam, apm, self.encode_image, self._execution_device
         )
 
-    @torch.no_grad()
-    def base_chunk(
-        self, models: Models, text: Tensor, null_text: Tensor, seed: int, sampling: SamplingConfig, callback: Callback | None
-    ) -> Tensor:
-        """Stage 1: one chunk of the base model, no memories; frames ``1 16 3 h w`` (paper §4, initialisation)."""
-        cells, generator = self.cfg.size // vae_downscale(self.vae), chunk_generator(seed, 0)
-        shape = (1, self.unet.config.out_channels, self.cfg.chunk_frames, cells, cells)
-        latents = denoise_chunk(
-            make_predictor(self.unet),
-            models.scheduler,
-            randn(shape, generator, self._execution_device),
-            Contexts(text, null_text, scale=sampling.guidance_scale),
-            sampling.num_inference_steps,
-            sampling.eta,
-            generator,
-            callback=callback,
-        )
-        return decode_latents(self.vae, latents).float()
+    @contextlib.contextmanager
+    def bar(self, progress: bool | tqdm = True, total: int | None = None) -> Iterator[tqdm]:
+        """A progress bar with the time left; one that others share is passed through and left open."""
+        if not isinstance(progress, bool):
+            yield progress
+            return
+        look = {"disable": not progress, "bar_format": None if total is None else BAR, "delay": 1e-3}
+        with tqdm(total=total, **{**look, **getattr(self, "_progress_bar_config", {})}) as bar:
+            yield bar
 
-    def _blocks(
-        self, models, prompt_at, negative_prompt, sampling, num_frames, seed, first_chunk, anchor, state, callback, progress
-    ) -> Iterator[tuple[Tensor, StreamState]]:
-        """Yields blocks of frames and the state behind each; see ``stream``."""
-        chunk, n = self.cfg.chunk_frames, self._carried(models)
-        left, encode = num_frames or math.inf, functools.lru_cache(8)(self.encode_text)
-        null_text = encode(negative_prompt)
-        done = chunk if state is None else 0
-        chunks = 0 if num_frames is None else max(math.ceil((num_frames - done) / (chunk - n)), 0)
-        chunks += state is None and first_chunk is None
-        with self._bar(progress, None if num_frames is None else chunks * sampling.num_inference_steps) as bar:
-            on_step = _ticking(bar, callback)
-            if state is None:
-                if first_chunk is None:
-                    first_chunk = self.base_chunk(models, encode(prompt_at(0)), null_text, seed, sampling, on_step)
-                state = start_stream(models, first_chunk, seed, anchor, n)
-                yield first_chunk.cpu(), state
-                left -= chunk
-            while left > 0:
-                first_frame = chunk + (state.chunk_index - 1) * (chunk - n)
-                text = encode(prompt_at(first_frame))
-                frames, state = next_chunk(models, state, text, null_text, sampling, callback=on_step)
-                yield frames[:, : min(left, frames.shape[1])].cpu(), state
-                left -= frames.shape[1]
+    def enhancer_cost(self, num_frames: int) -> int:
+        """What stage 3 of a video of that length adds to a progress bar's total, in steps of stage 2."""
+        config = self.cfg.enhancer
+        chunks = len(chunk_starts(num_frames, config.chunk_frames, config.overlap_frames))
+        return chunks * config.num_inference_steps * ENHANCER_COST
+
+    def _run(self, blocks: Callable[[tqdm], Iterator], progress: bool | tqdm, cost: int | None) -> Iterator:
+        """Runs a stage under a progress bar; then off-loaded networks leave the device, unless a shared bar goes on."""
+        with self.bar(progress, cost) as bar:
+            yield from blocks(bar)
         if isinstance(progress, bool):
             self.maybe_free_model_hooks()
 
-    @torch.no_grad()
-    def _enhanced(self, video, prompt_at, seed, negative_prompt, callback, progress, batch_size) -> Iterator[Tensor]:
-        """Yields enhanced frames in batches; see ``enhance``."""
-        config, device = self.cfg.enhancer, self._execution_device
-        margin = (max(config.canvas_width or 0, config.size) - config.size) // 2  # black bars left and right
-        starts = chunk_starts(video.shape[1], config.chunk_frames, config.overlap_frames)
-        encode = functools.lru_cache(8)(self.encode_text)
-        texts, null_text = [encode(prompt_at(start)) for start in starts], encode(negative_prompt)
-        with self._bar(progress, self._enhancer_calls(video.shape[1]) * ENHANCER_COST) as bar:
-            large = (upscale(part.to(device), config.size) for part in video.split(batch_size, dim=1))
-            parts = [encode_frames(self.vae, F.pad(part, (margin, margin), value=-1.0)) for part in large]
-            denoisers = [unet_denoiser(self.enhancer, text, null_text, config) for text in texts]
+    def _require_enhancer(self) -> None:
+        if self.enhancer is None or self.cfg.enhancer is None:
+            raise WeightsError("stage 3 was asked for and this pipeline has no enhancer; pass enhance=False")
 
-            def denoise(x: Tensor, timestep: int, k: int) -> Tensor:
-                bar.update(ENHANCER_COST)
-                return denoisers[k](x, timestep, k)
 
-            latents = torch.cat(parts, dim=2)
-            latents = enhance_latents(latents, denoise, config, chunk_generator(seed, ENHANCER_NOISE), callback=callback)
-            for part in latents.split(batch_size, dim=2):
-                yield decode_latents(self.vae, part)[..., margin : margin + config.size].float().cpu()
-        if isinstance(progress, bool):
-            self.maybe_free_model_hooks()
+def _ticking(bar: tqdm, callback: Callback | None) -> Callback:
+    """A callback that moves the bar and then calls the user's."""
+
+    def on_step(step: StepState) -> None:
+        bar.update()
+        if callback is not None:
+            callback(step)
+
+    return on_step

@@ -32,6 +32,7 @@ class Models:
         unet, vae, scheduler: the base model and its sampler.
         cam, apm: short-term and long-term memory.
         encode_image: frames ``b n 3 h w`` in [-1, 1] to CLIP embeddings ``b n e``; needed with ``apm``.
+        device: where to compute; ``None`` for where the UNet is, which is elsewhere while it is off-loaded.
     """
 
     unet: StreamingUNet
@@ -40,6 +41,7 @@ class Models:
     cam: Cam | None = None
     apm: Apm | None = None
     encode_image: Callable[[Tensor], Tensor] | None = None
+    device: torch.device | None = None
 
     def attach(self) -> None:
         """Wires CAM and APM into the UNet; cheap, and done before each chunk, so models may share a UNet."""
@@ -102,7 +104,7 @@ def start_stream(
     length = check_video(first_chunk, "first_chunk").shape[1]
     if length <= n:
         raise ValueError(f"first_chunk: expected more than {n} frames, got {length}")
-    device, tokens, null_tokens = models.unet.device, None, None
+    device, tokens, null_tokens = models.device or models.unet.device, None, None
     first_chunk = first_chunk.to(device)
     if models.apm is not None:
         if models.encode_image is None:
@@ -142,7 +144,7 @@ def next_chunk(
     models.attach()
     b, n, _, height, width = state.cond.shape
     down, channels = vae_downscale(models.vae), models.unet.config.out_channels
-    device, generator = models.unet.device, chunk_generator(state.seed, state.chunk_index)
+    device, generator = models.device or models.unet.device, chunk_generator(state.seed, state.chunk_index)
     if noise is None:
         noise = randn((b, channels, state.chunk_frames, height // down, width // down), generator, device)
     cond = state.cond.to(device)

@@ -1,0 +1,115 @@
+"""The shipped weights as a pipeline: intact, complete, ready to use; and the index that makes a folder one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from st2v_lib.checks import check_device
+from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.config import preset as preset_config
+from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.manifest import require_intact, weights_dir
+from st2v_lib.pipeline import StreamingT2VPipeline
+from st2v_lib.sampling import make_scheduler
+
+INDEX = "model_index.json"
+CLASSES = {  # what the folder of each component holds
+    "vae": ("st2v_lib", "PatchedAutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+    "unet": ("st2v_lib", "StreamingUNet"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "cam": ("st2v_lib", "Cam"),
+    "apm": ("st2v_lib", "Apm"),
+    "enhancer": ("st2v_lib", "StreamingUNet"),
+}
+REQUIRED = ("vae", "text_encoder", "tokenizer", "unet")
+
+
+def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None = None) -> StreamingT2VPipeline:
+    """The pipeline of a preset, from the weights that come with the kit.
+
+    Args:
+        preset: ``"tiny"``, or ``"modelscope"`` once its public weights have been converted.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. float32 on a CPU, float16 on CUDA for
+            ``modelscope``.
+        folder: other weights than the kit's.
+
+    Raises:
+        InputError: unknown preset.
+        DeviceError: a device that is not there.
+        WeightsError: weights that are missing, damaged or made for another config, with what to do about it.
+    """
+    try:
+        cfg = preset_config(preset)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    target, folder = check_device(device), Path(folder or weights_dir(preset))
+    if not folder.is_dir() or not any(folder.iterdir()):
+        way = "st2v train all" if cfg.name == "tiny" else "its public weights are not part of the kit, convert them"
+        raise WeightsError(f"there are no weights of {preset!r} in {folder}: {way}")
+    require_intact(folder)
+    if not (folder / INDEX).is_file():
+        missing = [name for name in REQUIRED if not (folder / name).is_dir()]
+        raise WeightsError(
+            f"{folder} is no pipeline: {', '.join(missing) or INDEX} missing; finish the training of the base model"
+        )
+    dtype = torch.float16 if cfg.name == "modelscope" and target.type == "cuda" else torch.float32
+    with _quiet():
+        try:
+            pipe = StreamingT2VPipeline.from_pretrained(folder, local_files_only=True)
+        except WeightsError:
+            raise
+        except Exception as error:  # a damaged or foreign file makes many kinds
+            raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return pipe.to(target, dtype)
+
+
+def write_index(folder: str | Path, cfg: StreamingT2VConfig) -> bool:
+    """Makes a folder of trained components a pipeline: writes ``model_index.json`` and the scheduler's folder.
+
+    Components that are not there yet are left out; without the base model nothing is written.
+
+    Returns:
+        Whether the folder is a pipeline now.
+    """
+    folder = Path(folder)
+    if not all((folder / name).is_dir() for name in REQUIRED):
+        return False
+    scheduler = make_scheduler(cfg.scheduler, cfg.sampling.sampler)
+    scheduler.save_pretrained(folder / "scheduler")
+    found = {name: entry if (folder / name).is_dir() else (None, None) for name, entry in CLASSES.items()}
+    if not (folder / "image_encoder").is_dir():
+        found["apm"] = (None, None)
+    index = {
+        "_class_name": "StreamingT2VPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **found,
+        "scheduler": ("diffusers", type(scheduler).__name__),
+        "cfg": json.loads(cfg.to_json()),
+    }
+    unfinished = folder / f".{INDEX}.part"
+    unfinished.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    unfinished.replace(folder / INDEX)
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of loading, which takes a second."""
+    logs = [diffusers.utils.logging, transformers.utils.logging]
+    shown = [log for log in logs if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
