@@ -68,7 +68,7 @@ def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None =
         except WeightsError:
             raise
         except Exception as error:  # a damaged or foreign file makes many kinds
-            raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise WeightsError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
     return pipe.to(target, dtype)
 
 
@@ -113,3 +113,7 @@ def _quiet() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -91,7 +91,10 @@ def train_phase(
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)
     if acc.is_main_process:
+        from st2v_lib.loading import write_index
+
         finish()
+        write_index(out, cfg)
         write_manifest(out)
     acc.wait_for_everyone()
     return result
