@@ -252,7 +252,7 @@ TINY = StreamingT2VConfig(
     ),
     sampling=SamplingConfig(sampler="dpm++", num_inference_steps=10, eta=0.0, guidance_scale=3.0),
     enhancer=EnhancerConfig(
-        unet=dataclasses.replace(_TINY_UNET, sample_size=16, block_out_channels=(48, 96)),
+        unet=dataclasses.replace(_TINY_UNET, sample_size=16, block_out_channels=(48, 64)),
         size=128,
         canvas_width=None,
         num_inference_steps=6,
