@@ -69,11 +69,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_own_warnings() -> None:
-    """Until warnings are restored, this library's are one line on stderr, without a place in the code."""
-    as_usual = warnings.showwarning
+    """Until warnings are restored, this library's are one line on stderr, once each, without a place in the code."""
+    as_usual, seen = warnings.showwarning, set()
 
     def show(message, category, filename, *rest) -> None:
         if "st2v_lib" in str(filename):
+            if str(message) in seen:
+                return
+            seen.add(str(message))
             print(f"st2v generate: warning: {message}", file=sys.stderr)
         else:
             as_usual(message, category, filename, *rest)
@@ -112,7 +115,7 @@ def _make(
         stream = pipe.stream(prompt, args.frames, args.seed, **sampling, progress=bar)
         for writer in (*low_writers, *writers):
             writer.metadata = {"prompt": prompt, "seed": args.seed, "config": asdict(stream.config)}
-        bar.total = stream.cost + (pipe.enhancer_cost(args.frames) if writers else 0)
+        bar.reset(stream.cost + (pipe.enhancer_cost(args.frames) if writers else 0))
         bar.set_description("stage 1")
         blocks, final = [], []
         for block in stream:

@@ -126,7 +126,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
 
         The networks come ready for use, in evaluation mode.
         """
-        pipe = super().from_pretrained(path, **kwargs)
+        pipe = super().from_pretrained(str(path), **kwargs)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             pipe.to(torch.float32)
         for part in pipe.components.values():
@@ -182,7 +182,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
         check_count(num_frames, "num_frames", self.cfg.chunk_frames)
         with self.bar(progress, 0) as bar:
             stream = self.stream(prompt, num_frames, seed, progress=bar, **options)
-            bar.total = stream.cost + (self.enhancer_cost(num_frames) if enhance else 0)
+            bar.reset(stream.cost + (self.enhancer_cost(num_frames) if enhance else 0))
             frames = low_res = torch.cat(list(stream), dim=1)
             if enhance:
                 blocks = self.enhance(low_res, prompt, seed, negative_prompt, callback, progress=bar)
