@@ -22,15 +22,21 @@ import torch
 from torch import Tensor
 
 from st2v_lib.checks import check_count, check_sampling, prompt_schedule
-from st2v_lib.config import StreamingT2VConfig, preset
+from st2v_lib.config import preset
 from st2v_lib.errors import OutputError, WeightsError
 from st2v_lib.loading import load
+from st2v_lib.metrics import mawe
 from st2v_lib.metrics.base import MetricResult
+from st2v_lib.metrics.cli import SMALL
+from st2v_lib.metrics.clip_score import area_preprocess, join_towers
 from st2v_lib.metrics.table import format_table, measure
+from st2v_lib.metrics.truth import TruthScores, world_truth
 from st2v_lib.metrics.xt_slice import xt_slice
 from st2v_lib.pipeline import StreamingT2VPipeline
 from st2v_lib.sampling import make_scheduler
+from st2v_lib.stages import carried_frames
 from st2v_lib.video_io import VideoWriter, to_uint8
+from st2v_lib.world.reader import load_reader
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,11 +66,11 @@ def _run(args: argparse.Namespace) -> int:
         if writers and pipe.enhancer is None:
             raise WeightsError("these weights have no enhancer; add --no-enhance")
         print(f"{prompt!r}, {args.frames} frames, seed {args.seed} (weights loaded in {_since(start)})")
-        low, high = _make(pipe, prompt, args, sampling, low_writers, writers)
+        video, metadata = _make(pipe, prompt, args, sampling, low_writers, writers)
     for writer in (*low_writers, *writers):
         print(writer.path)
     if args.demo is not None:
-        write_demo(Path(args.demo), pipe, prompt, low, high)
+        write_demo(Path(args.demo), pipe, prompt, video, metadata)
     return 0
 
 
@@ -108,31 +114,39 @@ def _make(
     sampling: dict,
     low_writers: list[VideoWriter],
     writers: list[VideoWriter],
-) -> tuple[Tensor, np.ndarray]:
-    """Runs the stages, writing frames as they come; returns both videos, ``1 f 3 h w`` and ``uint8 f h w c``."""
-    start, lines = time.perf_counter(), []
+) -> tuple[np.ndarray, dict]:
+    """Runs the stages, writing frames as they come; returns the video, ``uint8 f h w c``, and its file's metadata."""
+    marks = [time.perf_counter()]
     with pipe.bar(True, 0) as bar:
         stream = pipe.stream(prompt, args.frames, args.seed, **sampling, progress=bar)
+        metadata = {
+            "prompt": prompt,
+            "seed": args.seed,
+            "chunk_frames": pipe.cfg.chunk_frames,
+            "stride": pipe.cfg.chunk_frames - carried_frames(pipe.models(), pipe.cfg),
+            "config": asdict(stream.config),
+        }
         for writer in (*low_writers, *writers):
-            writer.metadata = {"prompt": prompt, "seed": args.seed, "config": asdict(stream.config)}
+            writer.metadata = metadata
         bar.reset(stream.cost + (pipe.enhancer_cost(args.frames) if writers else 0))
         bar.set_description("stage 1")
         blocks, final = [], []
         for block in stream:
             if not blocks:
-                lines.append(f"stage 1, base chunk      {_since(start)}")
+                marks.append(time.perf_counter())
                 bar.set_description("stage 2")
             blocks.append(block)
             _write(block, low_writers)
         low = torch.cat(blocks, dim=1)
-        lines.append(f"stage 2, streaming       {_since(start)} in all")
+        marks.append(time.perf_counter())
         if writers:
             bar.set_description("stage 3")
             for block in pipe.enhance(low, prompt, args.seed, progress=bar):
                 final.append(_write(block, writers))
-            lines.append(f"stage 3, enhancement     {_since(start)} in all")
-    print("\n".join(lines))
-    return low, np.concatenate(final) if final else to_uint8(low[0])
+            marks.append(time.perf_counter())
+    for name, before, after in zip(("base chunk", "streaming", "enhancement"), marks, marks[1:], strict=False):
+        print(f"{name:<24} {after - before:.1f} s")
+    return np.concatenate(final) if final else to_uint8(low[0]), metadata
 
 
 def _write(block: Tensor, writers: list[VideoWriter]) -> np.ndarray:
@@ -149,20 +163,20 @@ def _since(start: float) -> str:
 # --------------------------------------------------------------------------------------------------------- --demo
 
 
-def write_demo(folder: Path, pipe: StreamingT2VPipeline, prompt: str, low: Tensor, high: np.ndarray) -> None:
+def write_demo(folder: Path, pipe: StreamingT2VPipeline, prompt: str, video: np.ndarray, metadata: dict) -> None:
     """Writes ``contact_sheet.png``, ``xt_slice.png``, ``metrics.txt`` and ``metrics.json`` beside the videos.
 
     Args:
         folder: where to.
-        pipe: its two CLIP towers measure the CLIP score.
+        pipe: its two CLIP towers give the CLIP score.
         prompt: what the video was made from.
-        low: stages 1 and 2, ``1 f 3 h w`` in [-1, 1]; the reader of the sprite world scores it.
-        high: the final video, ``uint8 f h w c``.
+        video: what was made, ``uint8 f h w c``.
+        metadata: of its file; tells where chunks meet.
     """
-    _write_png(folder / "contact_sheet.png", contact_sheet(high))
-    _write_png(folder / "xt_slice.png", np.repeat(xt_slice(high), 4, axis=0))
+    _write_png(folder / "contact_sheet.png", contact_sheet(video))
+    _write_png(folder / "xt_slice.png", np.repeat(xt_slice(video), 4, axis=0))
     start = time.perf_counter()
-    results = measure(high, prompt, clip_of(pipe)) | world_scores(low, prompt, pipe.cfg)
+    results = _measured(pipe, prompt, video, metadata)
     table = format_table(results)
     _write_bytes(folder / "metrics.txt", f"{prompt}\n\n{table}\n".encode())
     values = {name: result.to_dict() for name, result in results.items()}
@@ -182,46 +196,18 @@ def contact_sheet(video: np.ndarray, columns: int = 8, rows: int = 2, gap: int =
     return sheet
 
 
-def clip_of(pipe: StreamingT2VPipeline) -> tuple:
-    """The pipeline's two CLIP towers as one model, with the tokenizer, as ``metrics.clip_score`` takes them."""
-    from transformers import CLIPConfig, CLIPModel
-
-    text, image = pipe.text_encoder, pipe.image_encoder
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=text.config.to_dict(),
-            vision_config=image.config.to_dict(),
-            projection_dim=text.config.projection_dim,
-        )
-    )
-    weights = {**text.state_dict(), **image.state_dict(), "logit_scale": model.logit_scale}
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    model.name_or_path = f"the CLIP of {pipe.cfg.name}"
-    return model.eval(), pipe.tokenizer
-
-
-def world_scores(video: Tensor, prompt: str, cfg: StreamingT2VConfig) -> dict[str, MetricResult]:
-    """What the reader of the sprite world sees in a video ``1 f 3 h w``; nothing without a reader's weights."""
-    if cfg.name != "tiny":
-        return {}
-    from st2v_lib.world.reader import load_reader, read_video
-    from st2v_lib.world.scores import caption_accuracy, seam_residual
-
-    try:
-        reader = load_reader()
-    except WeightsError:
-        return {}
-    reading = read_video(video[0], reader)
-    shares = caption_accuracy(reading, prompt, reader)
-    units = {"units": "share of frames that agree with the prompt", "reader": "tiny"}
-    results = {f"world_{name}": MetricResult(f"world_{name}", value, protocol=units) for name, value in shares.items()}
-    new = cfg.chunk_frames - (cfg.cam.num_cond_frames if cfg.cam else cfg.chunk_frames // 2)
-    seams = range(cfg.chunk_frames, video.shape[1], new)
-    if seams:
-        residual = seam_residual(reading.positions, list(seams))
-        protocol = {"units": "px, lower is smoother at chunk seams", "seams": residual.seams, "inside": residual.inside}
-        results["seam_residual"] = MetricResult("seam_residual", residual.value, protocol=protocol)
-    return results
+def _measured(pipe: StreamingT2VPipeline, prompt: str, video: np.ndarray, metadata: dict) -> dict[str, MetricResult]:
+    """All metrics of a video, as ``st2v metrics`` gives them, with the models at hand."""
+    tiny = pipe.cfg.name == "tiny"
+    clip = truth = None
+    if pipe.image_encoder is not None:
+        clip = (join_towers(pipe.text_encoder, pipe.image_encoder, f"CLIP of {pipe.cfg.name}"), pipe.tokenizer)
+    if tiny and world_truth(prompt) is not None:
+        with contextlib.suppress(WeightsError):  # weights without a reader: without scores against the truth
+            truth = TruthScores(prompt, load_reader(), metadata)
+    size = None if min(video.shape[1:3]) < SMALL else mawe.SIZE
+    preprocess = area_preprocess if tiny else None
+    return measure(video, prompt if clip else None, clip, size=size, preprocess=preprocess, truth=truth)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
@@ -235,6 +221,3 @@ def _write_bytes(path: Path, data: bytes) -> None:
         unfinished.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-__all__ = ["clip_of", "contact_sheet", "run", "world_scores", "write_demo"]
