@@ -9,7 +9,7 @@ from importlib import import_module
 
 _FILES = (
     "base", "clip_score", "drift", "flicker", "flow", "flow_smoothness",
-    "mawe", "motion", "scene_cuts", "table", "warp", "xt_slice",
+    "mawe", "motion", "scene_cuts", "table", "truth", "warp", "xt_slice",
 )  # fmt: skip
 _NAMES = {"MetricResult": "base", "mean_over_videos": "base", "measure": "table", "format_table": "table"}
 __all__ = [*_FILES, *_NAMES]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from st2v_lib.errors import UserError
+from st2v_lib.errors import WeightsError
 from st2v_lib.metrics.base import MetricResult, mean
 from st2v_lib.video_io import as_frames, from_uint8
 
@@ -28,18 +28,57 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
     """A transformers ``CLIPModel`` and its tokenizer from a local folder.
 
+    Args:
+        folder: a saved ``CLIPModel`` with its tokenizer, or a pipeline's folder, whose ``text_encoder``,
+            ``image_encoder`` and ``tokenizer`` are put together (the kit's small CLIP: ``data/weights/tiny``).
+
     Raises:
-        UserError: the folder is missing or does not hold both.
+        WeightsError: the folder holds neither, or they cannot be read.
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no CLIP model in {folder}: expected a folder with config.json, weights and tokenizer files")
+    folder = Path(folder)
+    parts = [folder / name for name in ("text_encoder", "image_encoder", "tokenizer")]
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the CLIP model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        if (folder / "config.json").is_file():
+            model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if all(part.is_dir() for part in parts):
+            return _from_parts(*parts)
+    except Exception as error:  # a damaged or foreign file makes many kinds
+        raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    missing = ", ".join(part.name for part in parts if not part.is_dir())
+    raise WeightsError(f"no CLIP model in {folder}: neither config.json nor all of its parts ({missing} missing)")
+
+
+def _from_parts(text_folder: Path, image_folder: Path, tokenizer_folder: Path) -> tuple[torch.nn.Module, Callable]:
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, PreTrainedTokenizerFast
+
+    text = CLIPTextModelWithProjection.from_pretrained(text_folder, local_files_only=True)
+    image = CLIPVisionModelWithProjection.from_pretrained(image_folder, local_files_only=True)
+    name = f"small CLIP of {text_folder.parent.name}" if text_folder.parent.name == "tiny" else text_folder.parent.name
+    return join_towers(text, image, name), PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+
+
+def join_towers(text: torch.nn.Module, image: torch.nn.Module, name: str) -> torch.nn.Module:
+    """One float32 ``CLIPModel`` out of the two towers that a pipeline keeps.
+
+    Args:
+        text: a ``CLIPTextModelWithProjection``; ``image``: the ``CLIPVisionModelWithProjection`` trained with it.
+        name: what the protocol of a score calls the model.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(
+        text_config=text.config.to_dict(),
+        vision_config=image.config.to_dict(),
+        projection_dim=text.config.projection_dim,
+    )
+    model = CLIPModel(config)
+    weights = {**text.state_dict(), **image.state_dict(), "logit_scale": model.logit_scale.data}
+    model.load_state_dict({key: weight.float() for key, weight in weights.items()})
+    model.name_or_path = name
+    return model.eval()
 
 
 def clip_preprocess(
@@ -54,6 +93,17 @@ def clip_preprocess(
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     x = x[..., top : top + size, left : left + size]
     return (x - torch.tensor(mean_rgb).view(3, 1, 1)) / torch.tensor(std_rgb).view(3, 1, 1)
+
+
+def area_preprocess(frames: np.ndarray, size: int = 64) -> torch.Tensor:
+    """The small CLIP's input from ``uint8 f h w c``, as in its training: area-resized, normalised as CLIP's."""
+    x = (from_uint8(frames) + 1) / 2
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, size=(size, size), mode="area")
+    return (x - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+
+
+area_preprocess.protocol = "area-resized to 64x64, OpenAI mean and std"
 
 
 def _embedding(output) -> torch.Tensor:
@@ -134,6 +184,8 @@ def clip_score_of(
 ) -> MetricResult:
     """The result from the score of each frame."""
     scores = tuple(scores)
-    steps = "shorter side bicubic, centre crop, OpenAI mean and std" if preprocess is None else "given by the caller"
+    steps = "shorter side bicubic, centre crop, OpenAI mean and std"
+    if preprocess is not None:
+        steps = getattr(preprocess, "protocol", "given by the caller")
     protocol = {"clip": clip_name, "prompt": prompt, "preprocess": steps, "units": "100 x cosine"}
     return MetricResult("clip_score", mean(scores), per_frame=scores, protocol=protocol)

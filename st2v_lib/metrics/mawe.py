@@ -11,9 +11,11 @@ The paper and the script released with it define it differently, and their numbe
 Units: squared grey levels (0..255) per pixel of motion, or per squared pixel. Both depend on the resolution and on the
 estimator (the paper: RAFT-large at 720x720), so numbers compare only under one protocol.
 
-Nearly static pairs: a pair that moves less than ``motion_floor`` (mean flow length, default 0.1 px at the measured
-size) has no meaningful ratio. Such pairs are left out and listed in the protocol; if all are, the value is NaN. The raw
-formula, infinities included, is ``motion_floor=0``.
+Nearly static pairs: a pair that moves less than ``motion_floor`` (mean flow length over the frame) has no meaningful
+ratio. Such pairs are left out and listed in the protocol; if all are, the value is NaN. The raw formula, infinities
+included, is ``motion_floor=0``. The default is 0.1 px at 720x720 and in proportion at other sizes (``floor_at``): the
+same motion, drawn smaller, moves fewer pixels. At 64 px that is 0.009 px. It looks small because the mean is over the
+frame: one sprite of the sprite world covers a twentieth of it, and at its slowest still gives 0.05 px.
 
 What it cannot see: a wrong object that moves consistently, and quality where nothing moves. Noise and cuts raise the
 flow itself, and with it the denominator.
@@ -33,8 +35,13 @@ from st2v_lib.video_io import as_frames
 
 SIZE = (720, 720)
 COEFFICIENT = 9.5
-MOTION_FLOOR = 0.1
+MOTION_FLOOR = 0.1  # px, at SIZE
 VARIANTS = ("code", "paper")
+
+
+def floor_at(h: int, w: int) -> float:
+    """The default motion floor in px for frames measured at ``h x w``: 0.1 px for a shorter side of 720."""
+    return MOTION_FLOOR * min(h, w) / SIZE[0]
 
 
 def mawe(
@@ -45,7 +52,7 @@ def mawe(
     backward_flows: np.ndarray | None = None,
     size: tuple[int, int] | None = SIZE,
     coefficient: float = COEFFICIENT,
-    motion_floor: float = MOTION_FLOOR,
+    motion_floor: float | None = None,
 ) -> MetricResult:
     """MAWE of one video; lower is better.
 
@@ -58,7 +65,8 @@ def mawe(
             pixels that leave the frame are left out.
         size: (h, w) the frames are resized to; None keeps their size.
         coefficient: the constant in the denominator of ``"code"``.
-        motion_floor: mean flow length in px under which a pair is left out; 0 for the raw formula.
+        motion_floor: mean flow length in px under which a pair is left out; 0 for the raw formula, None for
+            ``floor_at`` of the measured size.
 
     Returns:
         The value, ``per_pair`` ratios (NaN for pairs left out) and the protocol with the indices of those pairs.
@@ -74,6 +82,8 @@ def mawe(
     protocol = flow_protocol(flow, flows, size)
     if variant == "paper" and flows is not None:
         protocol["occlusion"] = "given backward flow" if backward_flows is not None else "leaving the frame only"
+    if motion_floor is None:
+        motion_floor = floor_at(*(size or frames.shape[1:3]))
     return mawe_of(terms, variant, protocol, coefficient, motion_floor)
 
 

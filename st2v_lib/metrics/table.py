@@ -1,7 +1,7 @@
 """All metrics of one video in one pass: each frame is decoded once, each flow computed once, two frames are held.
 
-Scores against the truth of the sprite world come from ``st2v_lib.world.reader`` and join the dict that ``measure``
-returns; the metrics here need no truth and work on any video.
+Scores against the truth of the sprite world (``truth.py``) join the dict that ``measure`` returns when it is given a
+collector for them; the other metrics need no truth and work on any video.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from st2v_lib.errors import UserError
 from st2v_lib.metrics import base, clip_score, drift, flicker, flow_smoothness, mawe, motion, scene_cuts, warp
 from st2v_lib.metrics.flow import flow_protocol, frame_pairs
+from st2v_lib.metrics.truth import TruthScores
 from st2v_lib.video_io import as_frames, iter_video, probe
 
 
@@ -26,6 +27,8 @@ def measure(
     preprocess: Callable | None = None,
     scene_parameters: dict | None = None,
     progress: bool = False,
+    motion_floor: float | None = None,
+    truth: TruthScores | None = None,
 ) -> dict[str, base.MetricResult]:
     """Run every metric on one video, in memory that does not grow with its length.
 
@@ -39,6 +42,8 @@ def measure(
         preprocess: see ``clip_score.clip_score``.
         scene_parameters: see ``scene_cuts.scene_cuts``.
         progress: show a progress bar.
+        motion_floor: see ``mawe.mawe``; by default in proportion to the measured size.
+        truth: collects frames for the scores of the sprite world; None leaves them out.
 
     Returns:
         Results by name. Metrics without a value on this video (a single frame, no motion) are NaN and say why.
@@ -59,11 +64,15 @@ def measure(
             cuts.add(frame)
             looks.append(drift.frame_look(frame))
             lumas.append(flicker.mean_luma(frame))
+            if truth is not None:
+                truth.add(frame)
             if text is not None:
                 scores.extend(clip_score.frame_scores(frame[None], text, clip[0], preprocess))
             yield frame
 
     for pair in frame_pairs(look_at_each(_frames(video, progress)), flow, size=size, backward=True):
+        if motion_floor is None:
+            motion_floor = mawe.floor_at(*pair.first.shape[:2])
         lengths.append(motion.pair_motion(pair))
         terms["code"].append(mawe.pair_terms(pair, "code"))
         terms["paper"].append(mawe.pair_terms(pair, "paper"))
@@ -72,14 +81,16 @@ def measure(
 
     errors = [error for error, _, _ in terms["code"]]
     settings = flow_protocol(flow, None, size)
-    results = [mawe.mawe_of(terms["code"], "code", settings), mawe.mawe_of(terms["paper"], "paper", settings)]
+    floor = mawe.MOTION_FLOOR if motion_floor is None else motion_floor
+    results = [mawe.mawe_of(terms[variant], variant, settings, motion_floor=floor) for variant in mawe.VARIANTS]
     results += [warp.warp_error_of(errors, settings), motion.motion_of(lengths, settings)]
     if not lengths:
         results = [base.undefined(result.name, "fewer than 2 frames", settings) for result in results]
     results += [flow_smoothness.flow_smoothness_of(lengths, settings), cuts.result(), flicker.flicker_of(lumas)]
     if text is not None:
         results.append(clip_score.clip_score_of(scores, prompt, clip_score.name_of(clip[0]), preprocess))
-    return {result.name: result for result in results} | drift.drift_of(looks, lengths, settings)
+    found = {result.name: result for result in results} | drift.drift_of(looks, lengths, settings)
+    return found | (truth.results() if truth is not None else {})
 
 
 def _frames(video, progress: bool) -> Iterable[np.ndarray]:
@@ -117,9 +128,12 @@ def format_table(results: dict[str, base.MetricResult]) -> str:
     lines = []
     for name, result in results.items():
         note = UNITS.get(name) or result.protocol.get("units", "")
+        if "reader_error" in result.protocol:
+            note += f"; on clean renderings the reader gives {result.protocol['reader_error']}"
         static = result.protocol.get("static_pairs")
         if static:
-            note += f"; {len(static)} of {result.protocol['pairs']} pairs nearly static, left out"
+            floor = f"under {result.protocol['motion_floor_px']:.2g} px"
+            note += f"; {len(static)} of {result.protocol['pairs']} pairs ({floor}) nearly static, left out"
         if "undefined" in result.protocol:
             note = f"not defined: {result.protocol['undefined']}"
         lines.append(f"{name:<{width}}  {result.value:>12.4f}  {note}")
@@ -132,5 +146,9 @@ def format_table(results: dict[str, base.MetricResult]) -> str:
         p = results["scuts"].protocol
         lines.append(f"scuts: {p['detector']}, " + ", ".join(f"{k} {p[k]}" for k in scene_cuts.DEFAULTS if k in p))
     if "clip_score" in results:
-        lines.append(f"clip_score: CLIP {results['clip_score'].protocol['clip']}")
+        p = results["clip_score"].protocol
+        lines.append(f"clip_score: {p['clip']}; {p['preprocess']}")
+    seams = results["seam_residual"].protocol.get("seams") if "seam_residual" in results else None
+    if seams:
+        lines.append(f"seams: frames {', '.join(map(str, seams[:3]))}{', …' if len(seams) > 3 else ''}")
     return "\n".join(lines)

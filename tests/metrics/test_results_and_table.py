@@ -162,12 +162,15 @@ def test_command_prints_a_table_and_json(tmp_path, capsys):
     path = write_video(tmp_path / "v.mp4", videos.translation(5, 48, 64, 2, 0))
     assert cli.run(SimpleNamespace(video=str(path), prompt=None, json=False)) == 0
     text = capsys.readouterr().out
-    for word in ("mawe_code", "mawe_paper", "scuts", "motion", "dis", "720x720", "min_scene_len 15"):
+    for word in ("mawe_code", "mawe_paper", "scuts", "motion", "dis", "native", "min_scene_len 15"):
         assert word in text
     assert cli.run(SimpleNamespace(video=str(path), prompt=None, json=True)) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["scuts"]["value"] == 0 and len(record["motion"]["per_pair"]) == 4
-    assert record["motion"]["value"] == pytest.approx(motion(read_video(path), size=(720, 720)).value)
+    assert record["motion"]["value"] == pytest.approx(motion(read_video(path)).value)
+    large = write_video(tmp_path / "large.mp4", videos.translation(3, 256, 256, 2, 0))
+    assert cli.run(SimpleNamespace(video=str(large), prompt=None, json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["motion"]["protocol"]["measured_at"] == "720x720"
 
 
 def test_command_errors_are_one_message(tmp_path):

@@ -1,0 +1,212 @@
+"""Scores against the sprite world's truth in the table, the small CLIP's two folders, the floor at small sizes."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from st2v_lib.errors import InputError, UserError, WeightsError
+from st2v_lib.manifest import weights_dir
+from st2v_lib.metrics import cli
+from st2v_lib.metrics.clip_score import area_preprocess, clip_score, embed_frames, join_towers, load_clip
+from st2v_lib.metrics.mawe import MOTION_FLOOR, floor_at, mawe
+from st2v_lib.metrics.table import format_table, measure
+from st2v_lib.metrics.truth import TruthScores, seams_of, truth_scores, world_truth
+from st2v_lib.video_io import to_uint8, write_video
+from st2v_lib.world.captions import sparse_caption
+from st2v_lib.world.reader import load_reader
+from st2v_lib.world.render import render
+from st2v_lib.world.scene import sample_scene
+
+TINY = weights_dir("tiny")
+needs_reader = pytest.mark.skipif(not (TINY / "reader" / "config.json").is_file(), reason="no reader weights")
+needs_clip = pytest.mark.skipif(not (TINY / "image_encoder" / "config.json").is_file(), reason="no CLIP weights")
+SCENE = sample_scene(5, 2, "dev", num_sprites=1, motion="bounce", pan=False)
+PROMPT = sparse_caption(SCENE)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return render(SCENE, 48)[0]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return load_reader()
+
+
+def towers(image_size=16):
+    """Two untrained towers of a small CLIP."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig(**small, vocab_size=100, max_position_embeddings=24, eos_token_id=3, projection_dim=8)
+    image = CLIPVisionConfig(**small, image_size=image_size, patch_size=8, projection_dim=8)
+    return CLIPTextModelWithProjection(text).eval(), CLIPVisionModelWithProjection(image).eval()
+
+
+# ------------------------------------------------------------------------------------------------------- floor
+
+
+def test_the_floor_is_the_same_motion_at_every_size():
+    assert floor_at(720, 720) == MOTION_FLOOR and floor_at(64, 64) == pytest.approx(MOTION_FLOOR * 64 / 720)
+    assert floor_at(64, 128) == floor_at(64, 64)
+
+
+def test_the_slowest_sprite_is_no_static_pair_and_a_frozen_video_is(clean):
+    native = mawe(clean, size=None)
+    assert native.protocol["motion_floor_px"] == floor_at(64, 64)
+    assert not native.protocol["static_pairs"]
+    frozen = clean[:1].repeat(10, 1, 1, 1)
+    noisy = to_uint8(frozen).astype(int) + np.random.default_rng(0).integers(-1, 2, (10, 64, 64, 3))
+    for still in (frozen, noisy.clip(0, 255).astype(np.uint8)):
+        result = mawe(still, size=None)
+        assert len(result.protocol["static_pairs"]) == 9 and math.isnan(result.value)
+
+
+# -------------------------------------------------------------------------------------------------------- CLIP
+
+
+def test_towers_saved_apart_give_the_model_that_was_saved(tmp_path, clean):
+    from st2v_lib.world.captions import make_tokenizer
+
+    text, image = towers()
+    text.save_pretrained(tmp_path / "text_encoder")
+    image.save_pretrained(tmp_path / "image_encoder")
+    with pytest.raises(WeightsError, match="tokenizer missing"):
+        load_clip(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    model, tokenizer = load_clip(tmp_path)
+    pixels = area_preprocess(to_uint8(clean[:3]), 16)
+    want = torch.nn.functional.normalize(image(pixel_values=pixels).image_embeds, dim=-1)
+    got = embed_frames(to_uint8(clean[:3]), model, lambda frames: area_preprocess(frames, 16))
+    torch.testing.assert_close(got, want)
+    same = join_towers(text, image, "mine")
+    assert same.name_or_path == "mine"
+    torch.testing.assert_close(embed_frames(to_uint8(clean[:3]), same, lambda f: area_preprocess(f, 16)), want)
+    (tmp_path / "image_encoder" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        load_clip(tmp_path)
+
+
+def test_area_preprocess_is_that_of_the_training(clean):
+    from st2v_lib.training.clip import normalize
+
+    frames = to_uint8(clean[:2])
+    torch.testing.assert_close(area_preprocess(frames), normalize(torch.tensor(frames).movedim(-1, 1) / 127.5 - 1))
+    twice = frames.repeat(2, axis=1).repeat(2, axis=2)
+    torch.testing.assert_close(area_preprocess(twice), area_preprocess(frames))
+
+
+@needs_clip
+def test_the_small_clip_tells_colours_and_shapes_but_not_motions(clean):
+    model, tokenizer = load_clip(TINY)
+    sprite = SCENE.sprites[0]
+    score = {t: clip_score(clean, t, model, tokenizer, area_preprocess) for t in (
+        PROMPT, PROMPT.replace(sprite.colour, "purple" if sprite.colour != "purple" else "red"),
+        PROMPT.replace("bounces", "orbits"),
+    )}  # fmt: skip
+    right, colour, motion = (result.value for result in score.values())
+    assert right > colour + 5 and abs(right - motion) < right - colour
+    assert score[PROMPT].protocol["preprocess"].startswith("area-resized")
+
+
+# ------------------------------------------------------------------------------------------------------- truth
+
+
+def test_prompts_of_the_world():
+    assert world_truth(PROMPT).sprites == ((SCENE.sprites[0].colour, SCENE.sprites[0].shape),)
+    assert world_truth("a panda eats bamboo") is None
+    assert world_truth("a red circle and a blue star and a green square bounce over plain cyan") is None
+
+
+def test_seams_from_metadata_or_the_default():
+    assert seams_of(48) == [16, 24, 32, 40]
+    assert seams_of(48, {"stride": 12}) == [16, 28, 40]
+    assert seams_of(48, {"seams": [10, 30, 90]}) == [10, 30]
+    assert seams_of(16) == []
+
+
+@needs_reader
+def test_each_damage_is_found_by_its_score(clean, reader):
+    def of(video):
+        return {name: result.value for name, result in truth_scores(video, PROMPT, reader).items()}
+
+    good = of(clean)
+    assert abs(good["seam_residual"]) < 0.5 and good["object_permanence"] > 0.95
+    assert good["motion_kept"] == pytest.approx(1, abs=0.3)
+    assert min(good[f"world_{part}"] for part in ("colour", "shape", "background", "background_colour")) > 0.9
+    jumps = torch.cat([clean[:16], *(render(SCENE, 8, start=37 * t)[0] for t in (16, 24, 32, 40))])
+    assert of(jumps)["seam_residual"] > 4
+    frozen = torch.cat([clean[:16], clean[15:16].repeat(32, 1, 1, 1)])
+    assert of(frozen)["motion_kept"] < 0.1
+    empty = torch.cat([clean[:24], torch.zeros(24, 3, 64, 64)])
+    assert of(empty)["object_permanence"] <= 0.6
+
+
+@needs_reader
+def test_large_frames_are_read_small_and_oblong_ones_refused(clean, reader):
+    twice = to_uint8(clean).repeat(2, axis=1).repeat(2, axis=2)
+    small, large = (truth_scores(v, PROMPT, reader) for v in (to_uint8(clean), twice))
+    assert {k: r.value for k, r in small.items()} == pytest.approx({k: r.value for k, r in large.items()}, nan_ok=True)
+    with pytest.raises(InputError, match="square"):
+        truth_scores(twice[:, :, :100], PROMPT, reader)
+    with pytest.raises(InputError, match="sprite world"):
+        TruthScores("a panda", reader)
+
+
+@needs_reader
+def test_table_with_truth(clean, reader):
+    error = {"noise": {"second_difference": 0.31}}
+    found = measure(to_uint8(clean[:24]), size=None, truth=TruthScores(PROMPT, reader, {"stride": 4}, error))
+    text = format_table(found)
+    assert "0.31 px" in text and "seams: frames 16, 20" in text
+    assert found["seam_residual"].protocol["seams"] == [16, 20]
+    assert found["mawe_code"].protocol["motion_floor_px"] == floor_at(64, 64)
+
+
+# ----------------------------------------------------------------------------------------------------- command
+
+
+def arguments(video, prompt=None, as_json=True, **more):
+    return SimpleNamespace(video=str(video), prompt=prompt, json=as_json, **more)
+
+
+def test_small_videos_are_measured_as_they_are(tmp_path, clean, capsys):
+    path = write_video(tmp_path / "v.mp4", clean[:6])
+    assert cli.run(arguments(path)) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["mawe_code"]["protocol"]["measured_at"] == "native"
+    assert record["mawe_code"]["protocol"]["motion_floor_px"] == pytest.approx(floor_at(64, 64))
+    assert cli.run(arguments(path, as_json=False)) == 0
+    assert "measured at native" in capsys.readouterr().out
+
+
+@needs_clip
+@needs_reader
+def test_a_prompt_of_the_world_gives_all_scores(tmp_path, clean, capsys):
+    path = write_video(tmp_path / "v.mp4", clean[:32], metadata={"prompt": PROMPT, "seams": [20]})
+    assert cli.run(arguments(path, PROMPT)) == 0
+    record = json.loads(capsys.readouterr().out)
+    for name in ("clip_score", "world_colour", "world_motion", "object_permanence", "motion_kept", "identity_pattern"):
+        assert name in record, name
+    assert record["seam_residual"]["protocol"]["seams"] == [20]
+    assert cli.run(arguments(path, "a panda")) == 0
+    captured = capsys.readouterr()
+    assert "no word for: panda" in captured.err and "seam_residual" not in json.loads(captured.out)
+
+
+def test_missing_weights_are_one_clear_message(tmp_path, clean, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", clean[:4])
+    monkeypatch.setenv("ST2V_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="text_encoder, image_encoder, tokenizer missing"):
+        cli.run(arguments(path, PROMPT))
