@@ -2,7 +2,7 @@
 
     python -m st2v_lib.evaluation.floors --split dev --prompts 100 --streams 32
 
-``dev`` decides which weights are kept, ``test`` is for reported tables only. Writes ``data/results/floors_<split>.json``.
+``dev`` decides which weights are kept, ``test`` is for reported tables only. Writes ``data/results/floors_SPLIT.json``.
 """
 
 from __future__ import annotations

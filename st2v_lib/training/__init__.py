@@ -1,1 +1,1 @@
-"""Training of every part, one file a phase, on ``accelerate``: ``st2v train PHASE --minutes N`` (paper appendix §10)."""
+"""Training of every part, one file a phase, on ``accelerate``: ``st2v train PHASE --minutes N`` (paper §10)."""

@@ -21,8 +21,8 @@ from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
-from st2v_lib.training.cam import seen_frames
-from st2v_lib.training.data import SEGMENT, Captioner, Pool
+from st2v_lib.training.cam import BATCH, seen_frames
+from st2v_lib.training.data import FRESH, PREFILL, SEGMENT, Captioner, Pool
 from st2v_lib.training.diffusion import noised, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
@@ -83,11 +83,9 @@ def make_batch(
     cfg: StreamingT2VConfig,
     vae: PatchedAutoencoderKL,
     seed: int = 0,
-    fresh: int = 2,
-    prefill: int = 256,
     null_anchor: bool = False,
 ):
-    """Batch number ``n`` of 16 segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
+    """Batch number ``n`` of segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
     captions, pools = Captioner(), {}
     chunk, keep = cfg.chunk_frames, cfg.cam.num_cond_frames
 
@@ -95,11 +93,11 @@ def make_batch(
         rng = random.Random(f"apm/{seed}/{rank}/{n}")
         if rank not in pools:
             pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 2, rank=rank, returning=RETURNING)
-            pools[rank].grow(prefill)
+            pools[rank].grow(PREFILL)
         pool = pools[rank]
-        pool.grow(fresh)
+        pool.grow(FRESH)
         first = SEGMENT - chunk
-        latents, mask, scenes, starts, picks = pool.draw(rng, 16, chunk, start=first)
+        latents, mask, scenes, starts, picks = pool.draw(rng, BATCH, chunk, start=first)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
         at = [_anchor_frame(pool.masks[i][:chunk], rng) for i in picks]
         anchor_latents = torch.stack([pool.latents[i][:, a : a + 1] for i, a in zip(picks, at)]).float()

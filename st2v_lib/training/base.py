@@ -14,7 +14,7 @@ from transformers import CLIPTextModelWithProjection
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
-from st2v_lib.training.data import Captioner, Pool, single_frames
+from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frames
 from st2v_lib.training.diffusion import noised, weighted_mse
 
 TEXT_DROPOUT = 0.1
@@ -48,8 +48,8 @@ def stage_at(step: int) -> tuple[int, int]:
     raise AssertionError("the last stage has no end")
 
 
-def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False, fresh: int = 2, prefill: int = 256):
-    """Batch number ``n`` of the stage it falls in; ``fresh`` new scenes join the pool at each step of the last one.
+def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False):
+    """Batch number ``n`` of the stage it falls in.
 
     Args:
         trained: the network has been through the first stages in an earlier run: go straight to the last.
@@ -65,8 +65,8 @@ def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False, 
         else:
             if rank not in pools:
                 pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + skipped, rank=rank)
-                pools[rank].grow(prefill)
-            pools[rank].grow(fresh)
+                pools[rank].grow(PREFILL)
+            pools[rank].grow(FRESH)
             latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames)
         return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 

@@ -17,11 +17,12 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
-from st2v_lib.training.data import Captioner, Pool
+from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool
 from st2v_lib.training.diffusion import noised, weighted_mse
 from st2v_lib.world.render import render
 
-ROUND_TRIP = 0.5
+ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
+BATCH = 16
 
 
 class CamStep(nn.Module):
@@ -71,8 +72,8 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
     return out
 
 
-def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, fresh: int = 2, prefill: int = 256):
-    """Batch number ``n`` of 16 clips with their conditioning frames."""
+def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0):
+    """Batch number ``n`` of clips with their conditioning frames."""
     captions, pools = Captioner(), {}
     keep = cfg.cam.num_cond_frames
 
@@ -80,9 +81,9 @@ def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0
         rng = random.Random(f"cam/{seed}/{rank}/{n}")
         if rank not in pools:
             pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 1, rank=rank)
-            pools[rank].grow(prefill)
-        pools[rank].grow(fresh)
-        latents, mask, scenes, starts, _ = pools[rank].draw(rng, 16, cfg.chunk_frames)
+            pools[rank].grow(PREFILL)
+        pools[rank].grow(FRESH)
+        latents, mask, scenes, starts, _ = pools[rank].draw(rng, BATCH, cfg.chunk_frames)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
         return {"latents": latents, "mask": mask, "cond": cond, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 

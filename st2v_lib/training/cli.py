@@ -1,7 +1,8 @@
 """``st2v train PHASE --minutes N``: every phase by one command, resumable, ending in valid weight files.
 
-Weights of finished phases are read from ``--out`` first and from the shipped ones otherwise; nothing is written over the
-shipped weights unless ``--out`` names their folder. ``runs/`` beside them keeps the state to resume from and the losses.
+Weights of finished phases are read from ``--out`` first and from the shipped ones otherwise; nothing is written over
+the shipped weights unless ``--out`` names their folder. A folder beside it, ``<out>-state``, keeps the losses and the
+state to resume from.
 """
 
 from __future__ import annotations

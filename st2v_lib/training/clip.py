@@ -21,6 +21,7 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import Scene, sample_scene
 
 GROUP = 8
+BATCH = 128
 
 
 def make_clip(cfg: ClipConfig) -> CLIPModel:
@@ -31,7 +32,8 @@ def make_clip(cfg: ClipConfig) -> CLIPModel:
         intermediate_size=4 * cfg.hidden_size, projection_dim=cfg.projection_dim,
     )  # fmt: skip
     text = dict(
-        shared, num_hidden_layers=cfg.num_text_layers, vocab_size=len(words), max_position_embeddings=TEXT_LEN, pad_token_id=words.index("<pad>"),
+        shared, num_hidden_layers=cfg.num_text_layers, vocab_size=len(words), max_position_embeddings=TEXT_LEN,
+        pad_token_id=words.index("<pad>"),
         bos_token_id=words.index("<start>"), eos_token_id=words.index("<end>"),
     )  # fmt: skip
     vision = dict(shared, image_size=cfg.image_size, patch_size=cfg.patch_size)
@@ -99,13 +101,13 @@ def clip_batch(rng: random.Random, tokenizer, count: int, dense: bool = True, gr
     return {"frames": video[:, 0], "ids": tokenize(tokenizer, texts)}
 
 
-def make_batch(seed: int, count: int = 128):
+def make_batch(seed: int):
     """Batch number ``n``: five of eight dense and grouped, two dense and mixed, one sparse and mixed."""
     tokenizer = make_tokenizer()
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"clip/{seed}/{rank}/{n}")
-        out = clip_batch(rng, tokenizer, count, dense=n % 8 != 7, grouped=n % 8 < 5)
+        out = clip_batch(rng, tokenizer, BATCH, dense=n % 8 != 7, grouped=n % 8 < 5)
         noise = torch.Generator().manual_seed(rng.randrange(2**31))
         out["frames"] = out["frames"] + 0.03 * torch.randn(out["frames"].shape, generator=noise)
         return out

@@ -130,7 +130,7 @@ def fit(
         step += 1
         for k, v in {"loss": loss, **extra}.items():
             total, n = sums.get(k, (0.0, 0))
-            sums[k] = (total + float(v), n + 1)
+            sums[k] = (total + float(torch.as_tensor(v).detach()), n + 1)
         now = time.time()
         if now - last_log > 10 or stop:
             logged = {k: total / n for k, (total, n) in sums.items()}

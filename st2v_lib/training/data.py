@@ -18,6 +18,12 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import HIDING_MOTIONS, Scene, sample_scene
 
 SEGMENT = 32
+PREFILL, FRESH = 256, 2  # segments made before the first step, and at each step
+
+
+def returns(seen: torch.Tensor) -> bool:
+    """Is a sprite of these visible shares, ``(32,)``, seen before frame 16, hidden to frame 23 and back after?"""
+    return bool(seen[:16].max() > 0.7 and seen[16:24].max() == 0 and seen[24:].max() > 0.3)
 
 
 def draw_scene(rng: random.Random, returning: float = 0.0) -> tuple[Scene, int]:
@@ -27,15 +33,12 @@ def draw_scene(rng: random.Random, returning: float = 0.0) -> tuple[Scene, int]:
         returning: share of segments in which the sprite is seen in frames 0–15, hidden in 16–23 and back in 24–31
             (the case that only a long-term memory can continue).
     """
-    if rng.random() < returning:
+    for _ in range(4 if rng.random() < returning else 0):
         scene = sample_scene(rng.randrange(2**31), 0, motion=rng.choice(HIDING_MOTIONS), num_sprites=1)
         origin = rng.randrange(100)
-        _, truth = render(scene, 160, origin, 16, truth="masks")
+        _, truth = render(scene, 128, origin, 16, truth="masks")
         seen = truth.visible[0, :, 0]
-        fits = [
-            t for t in range(160 - SEGMENT)
-            if seen[t : t + 16].max() > 0.9 and seen[t + 16 : t + 24].max() == 0 and seen[t + 24 : t + 32].max() > 0.5
-        ]  # fmt: skip
+        fits = [t for t in range(128 - SEGMENT) if returns(seen[t : t + SEGMENT])]
         if fits:
             return scene, origin + rng.choice(fits)
     return sample_scene(rng.randrange(2**31), 0), rng.randrange(400)
@@ -86,7 +89,7 @@ class Pool:
             self.made += 1
 
     def draw(self, rng: random.Random, count: int, frames: int, start: int | None = None):
-        """``count`` windows of ``frames``: latents ``(b, c, f, h, w)``, masks ``(b, f, h, w)``, scenes, their starts."""
+        """``count`` windows: latents ``(b, c, f, h, w)``, masks ``(b, f, h, w)``, scenes, first frames, picks."""
         picks = [rng.randrange(len(self.scenes)) for _ in range(count)]
         at = [rng.randrange(SEGMENT - frames + 1) if start is None else start for _ in picks]
         latents = torch.stack([self.latents[i][:, t : t + frames] for i, t in zip(picks, at)]).float()

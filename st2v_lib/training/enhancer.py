@@ -21,7 +21,7 @@ from st2v_lib.training.diffusion import weighted_mse
 from st2v_lib.world.render import render
 
 MAX_TIMESTEP = 700
-FRAMES, BATCH, CAPACITY = 8, 6, 2048
+FRAMES, BATCH, CAPACITY, PREFILL = 8, 6, 2048, 48
 
 
 class EnhancerStep(nn.Module):
@@ -45,7 +45,7 @@ class EnhancerStep(nn.Module):
         return weighted_mse(prediction, target, batch["mask"], 2.0), {}
 
 
-def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, prefill: int = 48):
+def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0):
     """Batch number ``n``: short 128-pixel clips from a pool of 24-frame segments that grows by one at each step."""
     captions, pool = Captioner(), []
     device = next(vae.parameters()).device
@@ -60,7 +60,7 @@ def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"enhancer/{seed}/{rank}/{n}")
-        for _ in range(1 if pool else prefill):
+        for _ in range(1 if pool else PREFILL):
             new = segment(rng)
             if len(pool) < CAPACITY:
                 pool.append(new)

@@ -1,8 +1,8 @@
 """Trains the tiny VAE on single frames of the sprite world, at 64 and 128 pixels, to its gate; then it stays frozen.
 
 Reconstruction is weighted up inside sprites (the masks are free here), since they cover a tenth of the frame and carry
-all that the memories have to keep. Two of three batches are crops around sprites. A third of the 128-pixel frames are enlarged
-64-pixel ones, the enhancer's input.
+all that the memories have to keep. Two of three batches are crops around sprites. A third of the 128-pixel frames are
+enlarged 64-pixel ones, the enhancer's input.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
 SPRITE_WEIGHT = 4.0
+PREFILL = {64: 512, 128: 128}  # frames rendered before the first step, by size
 CROP = 32  # most batches are crops around a sprite: four times as many sprites for the same work
 KL_WEIGHT = 2e-5
 
@@ -86,7 +87,7 @@ class FramePool:
 
 def make_batch(seed: int):
     """Batch number ``n``: two of three are crops, a quarter of all at 128 pixels."""
-    pools = {64: FramePool(64, 8192, 512), 128: FramePool(128, 1024, 128)}
+    pools = {64: FramePool(64, 8192, PREFILL[64]), 128: FramePool(128, 1024, PREFILL[128])}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"vae/{seed}/{rank}/{n}")

@@ -24,10 +24,16 @@ HIDING_MOTIONS = ("cross", "hide")  # these hide the sprite for MIN_GAP frames o
 SIZE_RANGE = (0.27, 0.40)
 SMALL_SIZE_RANGE = (0.27, 0.32)  # two sprites
 HIDE_SIZE_RANGE = (0.27, 0.29)  # fits behind the pillar
-MIN_GAP, MAX_GAP = 16, 22  # fully hidden frames: 16 blank an aligned 8-frame window whatever the alignment
+MIN_GAP, MAX_GAP = 16, 19  # fully hidden frames: 16 blank an aligned 8-frame window whatever the alignment
 PAN_SHARE, GRAIN_SHARE, TWO_SPRITE_SHARE = 0.15, 0.5, 0.15
 PILLAR_WIDTH = 0.36
 REACH = 0.62  # half-extent of a sprite over its size, outline included (a star's tips stick out furthest)
+EXTENT = {
+    "circle": (0.5, 0.5),
+    "square": (0.44, 0.44),
+    "triangle": (0.54, 0.62),
+    "star": (0.59, 0.62),
+}  # x, y over size
 
 
 @dataclass(frozen=True)
@@ -154,14 +160,16 @@ def positions(sprite: Sprite, frames: torch.Tensor) -> torch.Tensor:
         x = reach + span * _triangle(m.x + m.vx * t / span)
         y = m.y + m.radius * (2 * _triangle(m.vy * 2 * t) - 1)
     elif m.kind == "cross":  # turns outside, far enough to stay hidden for `gap` frames
-        outside = reach + (m.gap + 1) * m.vx / 2
+        outside = EXTENT[sprite.shape][int(m.x)] * sprite.size + 0.006 + (m.gap + 1) * m.vx / 2
         span = 1 + 2 * outside
         along = -outside + span * _triangle(2 * m.vy + m.vx * t / span)
         across = torch.full_like(t, m.y)
         x, y = (across, along) if m.x else (along, across)
     else:  # hide: from side to side, resting behind the pillar; one way = go, rest, go
         half = 0.5 - 0.45 * sprite.size  # from the pillar's middle to the turn
-        hidden_way = max(PILLAR_WIDTH - 2 * reach, 0.0) / m.vx  # frames fully hidden without a rest
+        hidden_way = (
+            max(PILLAR_WIDTH - 2 * EXTENT[sprite.shape][0] * sprite.size - 0.012, 0.0) / m.vx
+        )  # frames fully hidden without a rest
         rest = max(m.gap + 1 - hidden_way, 0.0)
         way = 2 * half / m.vx + rest
         u = _triangle(2 * m.vy + t / way) * way  # frames since the left turn

@@ -1,0 +1,165 @@
+"""The training loop resumes and spreads over processes; every phase takes a step and leaves loadable weights."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from st2v_lib.config import TINY
+from st2v_lib.errors import UserError
+from st2v_lib.manifest import verify_manifest
+from st2v_lib.training import apm, base, cam, cli, clip, common, data, enhancer, vae
+from st2v_lib.world.render import render
+
+
+class Line(nn.Module):
+    """Fits y = 3x; enough to see the loop work."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch):
+        return (self.w * batch["x"] - 3 * batch["x"]).square().mean(), {}
+
+
+def line_batch(rank, n):
+    return {"x": torch.randn(8, generator=torch.Generator().manual_seed(100 * rank + n))}
+
+
+@pytest.fixture(scope="module")
+def acc():
+    return common.accelerator("cpu")
+
+
+def fit_line(folder, acc, steps):
+    line = Line()
+    cfg = common.FitConfig("line", minutes=5, lr=0.1, warmup_steps=1, max_steps=steps)
+    return line, common.fit(line, line_batch, cfg, folder, acc)
+
+
+def test_fit_learns_logs_and_resumes(tmp_path, acc):
+    line, result = fit_line(tmp_path, acc, 150)
+    assert result["step"] == 150
+    assert abs(line.w.item() - 3) < 0.3
+    again, result = fit_line(tmp_path, acc, 10)
+    assert result["step"] == 160, "the second run goes on where the first stopped"
+    assert abs(again.w.item() - 3) < 0.3, "from the weights of the first"
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, acc):
+    _, _ = fit_line(tmp_path / "parts", acc, 20)
+    _, _ = fit_line(tmp_path / "parts", acc, 20)
+    _, _ = fit_line(tmp_path / "whole", acc, 40)
+    parts, whole = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True)["model"][0] for name in ("parts", "whole")
+    )
+    torch.testing.assert_close(parts, whole)
+
+
+def test_half_written_state_is_never_left(tmp_path):
+    def broken(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "state.pt").write_text("good")
+    with pytest.raises(OSError, match="disk full"):
+        common.save_atomically(tmp_path / "state.pt", broken)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+    assert (tmp_path / "state.pt").read_text() == "good"
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_training import Line, line_batch
+from st2v_lib.training import common
+acc = common.accelerator("cpu")
+line = Line()
+cfg = common.FitConfig("line", minutes=5, lr=0.1, warmup_steps=1, max_steps=5)
+common.fit(line, line_batch, cfg, Path({out!r}), acc)
+weights = acc.gather(line.w.detach())
+if acc.is_main_process:
+    print("WEIGHTS", acc.num_processes, weights.tolist())
+"""
+
+
+def test_two_processes_average_their_gradients(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT.format(here=str(Path(__file__).parent), out=str(tmp_path / "run")))
+    # on CPUs accelerate's own launcher starts one process; it takes its place in torch's all the same
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    out = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    found = [line for line in out.stdout.splitlines() if line.startswith("WEIGHTS 2")]
+    assert found, out.stderr[-2000:]
+    first, second = json.loads(found[0].removeprefix("WEIGHTS 2 "))
+    assert first == second
+
+    line = Line()
+    optimizer = torch.optim.AdamW(line.parameters(), lr=0.1, weight_decay=0.01, betas=(0.9, 0.99))
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    for n in range(5):
+        optimizer.zero_grad()
+        loss = sum(line(line_batch(rank, n))[0] for rank in (0, 1)) / 2
+        loss.backward()
+        nn.utils.clip_grad_norm_(line.parameters(), 1.0)
+        optimizer.step()
+    torch.testing.assert_close(state["model"][0], line.w.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Phases at their smallest."""
+    monkeypatch.setattr(base, "STAGES", ((1, 1, 2), (None, 16, 1)))
+    for module in (base, cam, apm):
+        monkeypatch.setattr(module, "PREFILL", 2)
+        monkeypatch.setattr(module, "FRESH", 1)
+    monkeypatch.setattr(cam, "BATCH", 1)
+    monkeypatch.setattr(apm, "BATCH", 2)
+    monkeypatch.setattr(apm, "RETURNING", 0.0)
+    monkeypatch.setattr(enhancer, "BATCH", 1)
+    monkeypatch.setattr(enhancer, "PREFILL", 1)
+    monkeypatch.setattr(clip, "BATCH", 16)
+    monkeypatch.setattr(vae, "PREFILL", {64: 32, 128: 32})
+
+
+def test_every_phase_takes_a_step_and_ends_in_valid_files(tmp_path, small, acc):
+    out = tmp_path / "weights"
+    for phase in [p for p in cli.PHASES if p != "reader"]:
+        result = cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=2)
+        assert result["step"] == 2
+        assert torch.isfinite(torch.tensor(result.get("loss", 0.0)))
+    assert verify_manifest(out) == []
+    folders = {p.name for p in out.iterdir() if p.is_dir()}
+    assert {"vae", "text_encoder", "image_encoder", "tokenizer", "unet", "cam", "apm", "enhancer"} <= folders
+    again = cli.train_phase("cam", TINY, out, minutes=5, acc=acc, max_steps=1)
+    assert again["step"] == 3
+
+
+def test_phases_need_the_ones_before_them(tmp_path, monkeypatch, acc):
+    monkeypatch.setenv("ST2V_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="train the phases in order"):
+        cli.train_phase("base", TINY, tmp_path / "weights", minutes=1, acc=acc, max_steps=1)
+    with pytest.raises(UserError, match="unknown phase"):
+        cli.train_phase("bass", TINY, tmp_path / "weights", minutes=1, acc=acc, max_steps=1)
+
+
+def test_roles_of_phase_two():
+    """The condition is what the chunk starts with, and the anchor lies in the 16 frames before it."""
+    assert data.SEGMENT == 32 and TINY.chunk_frames == 16 and TINY.cam.num_cond_frames == 8
+    rng = random.Random(0)
+    found = []
+    for _ in range(12):
+        scene, start = data.draw_scene(rng, returning=1.0)
+        _, truth = render(scene, 32, start, 64, truth="masks")
+        seen = truth.visible[0, :, 0]
+        found.append(seen[:16].max() > 0.6 and seen[16:24].max() < 0.02 and seen[24:].max() > 0.2)
+    assert sum(found) >= 9, "most scenes asked to return hide in the condition and are back in the new frames"
