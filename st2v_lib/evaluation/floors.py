@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from st2v_lib.backbone import decode_latents
 from st2v_lib.manifest import data_dir
-from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, randn
+from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, make_scheduler, randn
 from st2v_lib.streaming import start_stream, stream_chunks
 from st2v_lib.world.captions import sparse_caption
 from st2v_lib.world.reader import load_reader, read_video
@@ -34,29 +34,33 @@ def prompts_of(split: str, count: int) -> list[str]:
     return [sparse_caption(s, i // 2, held_out=i % 2 == 1) for i, s in enumerate(scenes)]
 
 
+def tokens(pipe, prompts: list[str]) -> torch.Tensor:
+    """Text tokens of several prompts, ``(n, l, d)``."""
+    return torch.cat([pipe.encode_text(p) for p in prompts])
+
+
 @torch.no_grad()
 def first_chunks(pipe, prompts: list[str], seed: int, chunk_index: int = 0) -> torch.Tensor:
     """One independent base chunk a prompt, ``(n, 16, 3, h, w)`` in [-1, 1]."""
-    cfg, models = pipe.kit_config, pipe.models(memories=False)
-    text, null = pipe.encode_text(prompts), pipe.encode_text([""] * len(prompts))
-    shape = (cfg.unet.in_channels, cfg.chunk_frames, cfg.size // cfg.vae.downscale, cfg.size // cfg.vae.downscale)
+    cfg, models, s = pipe.cfg, pipe.models(), pipe.cfg.sampling
+    scheduler = make_scheduler(cfg.scheduler, s.sampler)
+    text, null = tokens(pipe, prompts), tokens(pipe, [""]).expand(len(prompts), -1, -1)
+    cells = cfg.size // cfg.vae.downscale
     generator = chunk_generator(seed, chunk_index)
-    noise = randn((len(prompts), *shape), generator, text)
-    s = cfg.sampling
-    latents = denoise_chunk(
-        make_predictor(models.unet), models.scheduler, noise, Contexts(text, null, scale=s.guidance_scale),
-        s.num_inference_steps, s.eta, generator,
-    )  # fmt: skip
+    noise = randn((len(prompts), cfg.unet.in_channels, cfg.chunk_frames, cells, cells), generator, text)
+    contexts = Contexts(text, null, scale=s.guidance_scale)
+    predict = make_predictor(models.unet)
+    latents = denoise_chunk(predict, scheduler, noise, contexts, s.num_inference_steps, s.eta, generator)
     return decode_latents(models.vae, latents).float()
 
 
 @torch.no_grad()
 def streams(pipe, prompts: list[str], first: torch.Tensor, num_chunks: int, seed: int) -> torch.Tensor:
     """The first chunks continued by the pipeline's memories, ``(n, 16 + 8 num_chunks, 3, h, w)``."""
-    text, null = pipe.encode_text(prompts), pipe.encode_text([""] * len(prompts))
-    models = pipe.models()
+    text, null = tokens(pipe, prompts), tokens(pipe, [""]).expand(len(prompts), -1, -1)
+    models = pipe.models(make_scheduler(pipe.cfg.scheduler, pipe.cfg.sampling.sampler))
     state, blocks = start_stream(models, first, seed), [first]
-    for block, _ in stream_chunks(models, state, text, null, pipe.kit_config.sampling, num_chunks):
+    for block, _ in stream_chunks(models, state, text, null, pipe.cfg.sampling, num_chunks):
         blocks.append(block)
     return torch.cat(blocks, dim=1)
 
@@ -120,7 +124,7 @@ def main() -> None:
     result = evaluate(pipe, args.split, args.prompts, args.streams, args.chunks, args.seed)
     result |= {
         "seconds": round(time.time() - start), "torch": torch.__version__.split("+")[0], "device": str(pipe.device),
-        "python": platform.python_version(), "config": json.loads(pipe.kit_config.to_json()),
+        "python": platform.python_version(), "config": json.loads(pipe.cfg.to_json()),
     }  # fmt: skip
     out = args.out or data_dir() / "results" / f"floors_{args.split}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
