@@ -64,17 +64,20 @@ def conditions(vae_folder: Path | None = None) -> dict[str, Condition]:
 
 
 def match(sprites: dict[str, Tensor], position: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Which detection shows which true sprite, the nearest within 0.12 frame widths.
+    """Which detection shows which true sprite: one to one, as near as can be, within 0.12 frame widths.
 
     Returns:
         ``(n, 2)`` index of the detection of each sprite, -1 where there is none, and ``(n,)`` detections that show
         nothing of which 15 % can be seen.
     """
     away = torch.cdist(position, sprites["positions"])  # (n, true, detected)
-    away = away.masked_fill(sprites["confidence"][:, None] == 0, math.inf)
-    nearest, index = away.masked_fill((visible < SILENT_BELOW)[..., None], math.inf).min(-1)
-    index = torch.where(nearest < MATCH, index, -1)
-    near = (away.masked_fill((visible < SILENT_BELOW)[..., None], math.inf) < MATCH).any(1)
+    away = away.masked_fill((sprites["confidence"] == 0)[:, None] | (visible < SILENT_BELOW)[..., None], MATCH)
+    away = away.clamp(max=MATCH)
+    orders = torch.tensor([[0, 1], [1, 0]])
+    costs = torch.stack([away[:, 0, a] + away[:, 1, b] for a, b in orders.tolist()], -1)
+    index = orders[costs.argmin(-1)]
+    index = torch.where(away.gather(2, index[..., None])[..., 0] < MATCH, index, -1)
+    near = (away < MATCH).any(1)
     return index, ((sprites["confidence"] > 0) & ~near).sum(1)
 
 

@@ -145,8 +145,8 @@ def second_difference(positions: Tensor) -> Tensor:
 def bounces(positions: Tensor) -> Tensor:
     """Frames at which the path is reflected, so that its second difference is no fault, ``(f, ...)`` bool.
 
-    In a reflection the step before and the step after are mirrored in x or y, and those between are no longer: a jump
-    is longer, or keeps the direction.
+    In a reflection the step before and the step after are mirrored in x or y and those between are no longer, while the
+    other axis goes on as before. A jump is longer, or keeps the direction, or shows on the other axis.
     """
     step = torch.diff(positions.float(), dim=0) * PIXELS  # step[t]: from t to t + 1
     out = torch.zeros(positions.shape[:-1], dtype=torch.bool)
@@ -154,9 +154,9 @@ def bounces(positions: Tensor) -> Tensor:
         return out
     before, first, second, after = step[:-3], step[1:-2], step[2:-1], step[3:]
     mirrored = ((before + after).abs() < BOUNCE_TOLERANCE) & (before.abs() > BOUNCE_TOLERANCE / 2)
-    within = torch.maximum(first.abs(), second.abs()) < before.abs() + BOUNCE_TOLERANCE
-    steady = ((before - after).abs() < 2 * BOUNCE_TOLERANCE).flip(-1) | mirrored.flip(-1)
-    out[2:-2] = (mirrored & within & steady).any(-1)
+    mirrored &= torch.maximum(first.abs(), second.abs()) < before.abs() + BOUNCE_TOLERANCE
+    steady = torch.maximum((first - before).abs(), (second - before).abs()) < 2 * BOUNCE_TOLERANCE
+    out[2:-2] = (mirrored | steady).all(-1) & mirrored.any(-1)
     return out
 
 
