@@ -18,7 +18,7 @@ from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frame
 from st2v_lib.training.diffusion import noised, weighted_mse
 
 TEXT_DROPOUT = 0.1
-STAGES = ((800, 1, 64), (300, 4, 32), (None, 16, 16))  # steps, frames, batch
+STAGES = ((800, 1, 64), (300, 4, 32), (None, 16, 8))  # steps, frames, batch
 
 
 class BaseStep(nn.Module):

@@ -17,12 +17,13 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
+from st2v_lib.training.common import fast_math
 from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool
 from st2v_lib.training.diffusion import noised, weighted_mse
 from st2v_lib.world.render import render
 
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
-BATCH = 16
+BATCH = 8
 
 
 class CamStep(nn.Module):
@@ -68,7 +69,8 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
     if clean:
         out[clean] = render([scenes[i] for i in clean], n, [starts[i] for i in clean], size, device)
     if trips:
-        out[trips] = decode_latents(vae, latents[trips].to(device), batch_size=64).float()
+        with fast_math(device):
+            out[trips] = decode_latents(vae, latents[trips].to(device), batch_size=64).float()
     return out
 
 

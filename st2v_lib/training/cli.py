@@ -153,6 +153,8 @@ def _prepare(
         model = clip.make_clip(cfg.clip)
         if resume and (out / "text_encoder" / "config.json").exists():
             clip.restore(model, out)
+        if (out / "unet" / "config.json").exists():  # a base was trained on these text tokens: they may not change
+            model.text_model.requires_grad_(False)
         return clip.ClipStep(model), clip.make_batch(seed), fit(1e-3, decay=0.4), lambda: clip.finish(model, out), None
 
     frozen = load(PatchedAutoencoderKL, out, "vae", acc.device).requires_grad_(False).eval()

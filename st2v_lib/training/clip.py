@@ -1,12 +1,14 @@
 """Trains the small CLIP on frames of the sprite world with dense captions (and some sparse ones), then freezes it.
 
-Half of a batch's negatives are hard: groups of eight frames share shape, colour and background, and differ in what only
-memory keeps (pattern, shade, size, place). Without them the embedding would drop just what APM has to carry.
+Most negatives are hard. *Relatives* are eight frames that share shape, colour and background; *twins* share the place
+too, and differ only in what memory has to keep: pattern, shade and size. Without twins the loss is solved by place and
+pattern alone and the embedding never learns the size (measured: R² 0.23 at 98 % retrieval).
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,10 +17,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from st2v_lib.apm import CLIP_MEAN, CLIP_STD
-from st2v_lib.config import TINY, ClipConfig
+from st2v_lib.config import ClipConfig
 from st2v_lib.world.captions import TEXT_LEN, dense_caption, make_tokenizer, sparse_caption, tokenize, vocabulary
 from st2v_lib.world.render import render
-from st2v_lib.world.scene import Scene, sample_scene
+from st2v_lib.world.scene import MOTIONS, PATTERNS, SIZE_RANGE, Scene, Sprite, sample_scene
 
 GROUP = 8
 BATCH = 128
@@ -77,37 +79,60 @@ class ClipStep(nn.Module):
         return loss, {"top1": (logits.argmax(1) == target).float().mean().detach()}
 
 
-def _group(rng: random.Random, count: int) -> list[Scene]:
-    """Scenes that agree in everything the sparse caption names of their first sprite and background."""
+def _relatives(rng: random.Random) -> tuple[list[Scene], list[int]]:
+    """Scenes, with a frame of each, that agree in what the sparse caption names of first sprite and background."""
     first = sample_scene(rng.randrange(2**31), 0)
     fixed = dict(
         shape=first.sprites[0].shape, colour=first.sprites[0].colour, background=first.background.kind,
         background_colour=first.background.colour, num_sprites=len(first.sprites), motion=first.motion,
     )  # fmt: skip
-    return [first, *(sample_scene(rng.randrange(2**31), i, **fixed) for i in range(1, count))]
+    scenes = [first, *(sample_scene(rng.randrange(2**31), i, **fixed) for i in range(1, GROUP))]
+    return scenes, [rng.randrange(400) for _ in scenes]
 
 
-def clip_batch(rng: random.Random, tokenizer, count: int, dense: bool = True, grouped: bool = True):
-    """Frames with captions: ``frames (n, 3, 64, 64)`` in [-1, 1] and ``ids (n, 24)``."""
-    if grouped:
-        scenes = [s for _ in range(count // GROUP) for s in _group(rng, GROUP)]
+def _twins(rng: random.Random) -> tuple[list[Scene], list[int]]:
+    """One scene at one frame, eight times, with another pattern, shade and size of its sprites each time."""
+    scene = sample_scene(rng.randrange(2**31), 0, motion=rng.choice(MOTIONS[:3]))
+    low, high = SIZE_RANGE
+
+    def other(sprite: Sprite) -> Sprite:
+        return replace(sprite, pattern=rng.choice(PATTERNS), shade=rng.random(), size=rng.uniform(low, high))
+
+    twins = [replace(scene, sprites=tuple(map(other, scene.sprites))) for _ in range(GROUP)]
+    return twins, [rng.randrange(400)] * GROUP
+
+
+def clip_batch(rng: random.Random, tokenizer, count: int, kind: str) -> dict[str, torch.Tensor]:
+    """Frames with captions: ``frames (n, 3, 64, 64)`` in [-1, 1] and ``ids (n, 24)``.
+
+    Args:
+        kind: ``"twins"``, ``"relatives"``, ``"strangers"`` (all dense captions) or ``"sparse"``.
+    """
+    if kind in ("twins", "relatives"):
+        groups = [(_twins if kind == "twins" else _relatives)(rng) for _ in range(count // GROUP)]
+        scenes, starts = ([x for g in groups for x in g[i]] for i in (0, 1))
     else:
         scenes = [sample_scene(rng.randrange(2**31), i) for i in range(count)]
-    video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], truth="masks")
-    if dense:
-        texts = [dense_caption(s, truth.position[i, 0], truth.visible[i, 0], rng) for i, s in enumerate(scenes)]
-    else:
+        starts = [rng.randrange(400) for _ in scenes]
+    video, truth = render(scenes, 1, starts, truth="masks")
+    if kind == "sparse":
         texts = [sparse_caption(s, rng.randrange(99)) for s in scenes]
+    else:
+        leave_out = rng if kind != "twins" else None  # a twin without its words could be any of them
+        texts = [dense_caption(s, truth.position[i, 0], truth.visible[i, 0], leave_out) for i, s in enumerate(scenes)]
     return {"frames": video[:, 0], "ids": tokenize(tokenizer, texts)}
 
 
+KINDS = ("twins", "relatives", "twins", "strangers", "twins", "relatives", "twins", "sparse")
+
+
 def make_batch(seed: int):
-    """Batch number ``n``: five of eight dense and grouped, two dense and mixed, one sparse and mixed."""
+    """Batch number ``n``, of the kinds in turn."""
     tokenizer = make_tokenizer()
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"clip/{seed}/{rank}/{n}")
-        out = clip_batch(rng, tokenizer, BATCH, dense=n % 8 != 7, grouped=n % 8 < 5)
+        out = clip_batch(rng, tokenizer, BATCH, KINDS[n % len(KINDS)])
         noise = torch.Generator().manual_seed(rng.randrange(2**31))
         out["frames"] = out["frames"] + 0.03 * torch.randn(out["frames"].shape, generator=noise)
         return out
@@ -198,4 +223,4 @@ def finish(model: CLIPModel, out: Path) -> None:
     make_tokenizer().save_pretrained(out / "tokenizer")
 
 
-__all__ = ["TINY", "ClipStep", "finish", "linear_probes", "make_batch", "make_clip", "retrieval_top1"]
+__all__ = ["ClipStep", "finish", "linear_probes", "make_batch", "make_clip", "retrieval_top1"]

@@ -38,11 +38,23 @@ class FitConfig:
     seed: int = 0
 
 
+def multiplies_bf16(device: torch.device | str) -> bool:
+    """Does the processor multiply bfloat16 faster than float32?"""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+def fast_math(device: torch.device | str):
+    """Autocast to bfloat16 where that is faster, for frozen networks that only prepare data."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device))
+
+
 def accelerator(device: str = "auto") -> Accelerator:
     """An accelerator in bfloat16 where the processor multiplies it fast, in float32 elsewhere."""
     cpu = device == "cpu" or not torch.cuda.is_available()
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    fast = amx() if cpu else torch.cuda.is_bf16_supported()
+    fast = multiplies_bf16("cpu" if cpu else "cuda")
     return Accelerator(mixed_precision="bf16" if fast else "no", cpu=cpu)
 
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from st2v_lib.backbone import PatchedAutoencoderKL, encode_frames
+from st2v_lib.training.common import fast_math
 from st2v_lib.world.captions import make_tokenizer, sparse_caption, tokenize
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import HIDING_MOTIONS, Scene, sample_scene
 
 SEGMENT = 32
-PREFILL, FRESH = 256, 2  # segments made before the first step, and at each step
+PREFILL, FRESH = 192, 1  # segments made before the first step, and at each step
 
 
 def returns(seen: torch.Tensor) -> bool:
@@ -78,7 +79,8 @@ class Pool:
         drawn = [draw_scene(rng, self.returning) for _ in range(count)]
         device = next(self.vae.parameters()).device
         video, truth = render([s for s, _ in drawn], SEGMENT, [t for _, t in drawn], device=device, truth="masks")
-        latents = encode_frames(self.vae, video, batch_size=64).half().cpu()
+        with fast_math(device):
+            latents = encode_frames(self.vae, video, batch_size=64).half().cpu()
         masks = latent_mask(truth.instances, latents.shape[-1]).half().cpu()
         for new in zip(drawn, latents, masks):
             for kept, item in zip((self.scenes, self.latents, self.masks), new):
@@ -104,7 +106,8 @@ def single_frames(vae: PatchedAutoencoderKL, rng: random.Random, count: int):
     drawn = [draw_scene(rng) for _ in range(count)]
     device = next(vae.parameters()).device
     video, truth = render([s for s, _ in drawn], 1, [t for _, t in drawn], device=device, truth="masks")
-    latents = encode_frames(vae, video, batch_size=64).cpu()
+    with fast_math(device):
+        latents = encode_frames(vae, video, batch_size=64).float().cpu()
     return latents, latent_mask(truth.instances, latents.shape[-1]).cpu(), [s for s, _ in drawn]
 
 

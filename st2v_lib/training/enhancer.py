@@ -16,12 +16,13 @@ from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, encode_frames
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.enhancer import logsnr_cosine_interp
 from st2v_lib.training.base import TEXT_DROPOUT
+from st2v_lib.training.common import fast_math
 from st2v_lib.training.data import Captioner, draw_scene, latent_mask
 from st2v_lib.training.diffusion import weighted_mse
 from st2v_lib.world.render import render
 
 MAX_TIMESTEP = 700
-FRAMES, BATCH, CAPACITY, PREFILL = 8, 6, 2048, 48
+FRAMES, BATCH, CAPACITY, PREFILL = 8, 4, 2048, 24
 
 
 class EnhancerStep(nn.Module):
@@ -55,7 +56,8 @@ def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0
         scene, start = draw_scene(rng)
         size = cfg.enhancer.size
         video, truth = render(scene, cfg.enhancer.chunk_frames, start, size, device=device, truth="masks")
-        latents = encode_frames(vae, video, batch_size=32)[0].half().cpu()
+        with fast_math(device):
+            latents = encode_frames(vae, video, batch_size=32)[0].half().cpu()
         return scene, latents, latent_mask(truth.instances, latents.shape[-1])[0].half().cpu()
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
