@@ -5,7 +5,8 @@ reads each one's attributes there; the background is read from the whole frame. 
 with CLIP. A second, tiny net names the motion from sixteen positions.
 
 A sprite counts as seen when a quarter of its area can be seen (:data:`MIN_VISIBLE`), also when its centre lies outside
-the frame or behind something; below 15 % the reader is trained to stay silent, in between either is right.
+the frame or behind something; below 15 % the reader is trained to stay silent, in between either is right. Two sprites
+whose centres are closer than about two cells (8 px) are read as one, mostly the front one.
 """
 
 from __future__ import annotations
