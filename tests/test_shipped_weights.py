@@ -1,0 +1,77 @@
+"""The weights that come with the kit: whole, small enough, made for the preset, and as good as their card says."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from st2v_lib import load
+from st2v_lib.config import TINY, StreamingT2VConfig
+from st2v_lib.manifest import verify_manifest, weights_dir
+from st2v_lib.training.vae import reconstruction_psnr
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPONENTS = ("vae", "text_encoder", "image_encoder", "unet", "cam", "apm", "enhancer", "reader")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("tiny", "cpu")
+
+
+def test_whole_and_undamaged():
+    assert verify_manifest(weights_dir("tiny")) == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_safetensors_in_half_precision(component):
+    files = list((weights_dir("tiny") / component).glob("*.safetensors"))
+    assert files, f"{component} has no weights"
+    for file in files:
+        with safe_open(file, "pt") as f:
+            kinds = {f.get_slice(k).get_dtype() for k in f.keys()}  # noqa: SIM118 (not a mapping)
+        assert kinds <= {"F16", "I64"}, f"{file.name}: {kinds}"
+
+
+def test_sizes():
+    weights = sum(f.stat().st_size for f in weights_dir("tiny").rglob("*") if f.is_file())
+    assert weights <= 40e6
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout, so the tree cannot be told from what lies beside it")
+    tree = sum((ROOT / name).stat().st_size for name in tracked.stdout.split("\0") if name and (ROOT / name).exists())
+    assert tree <= 52e6
+
+
+def test_index_is_the_preset(pipe):
+    assert pipe.cfg == TINY == StreamingT2VConfig.from_json(TINY.to_json())
+
+
+def test_vae_is_past_its_gate(pipe):
+    """29 dB over frames and 26 dB inside sprites, on scenes no training saw."""
+    psnr = reconstruction_psnr(pipe.vae, count=64, split="test")
+    assert psnr["psnr"] >= 29 and psnr["psnr_sprites"] >= 26, psnr
+
+
+def test_latents_have_unit_scale(pipe):
+    from st2v_lib.training.vae import latent_scale
+
+    assert latent_scale(pipe.vae, 64) == pytest.approx(pipe.vae.config.scaling_factor, rel=0.1)
+
+
+@torch.no_grad()
+def test_clip_tells_scenes_apart(pipe):
+    """Most frames find their own dense caption among 100."""
+    from st2v_lib.training.clip import make_clip, restore, retrieval_top1
+
+    model = make_clip(TINY.clip)
+    restore(model, weights_dir("tiny"))
+    assert retrieval_top1(model.eval(), rounds=1) >= 0.9
+
+
+def test_memories_are_trained(pipe):
+    """Zero-initialised layers have moved; an untrained memory would change nothing."""
+    assert all(float(i.proj_out.weight.abs().max()) > 1e-3 for i in pipe.cam.injectors)
+    assert max(abs(a) for a in pipe.apm.alphas().values()) > 1e-3
