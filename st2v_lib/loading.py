@@ -69,7 +69,7 @@ def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None =
             raise
         except Exception as error:  # a damaged or foreign file makes many kinds
             raise WeightsError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
-    return pipe.to(target, dtype)
+        return pipe.to(target, dtype)
 
 
 def write_index(folder: str | Path, cfg: StreamingT2VConfig) -> bool:
@@ -103,14 +103,17 @@ def write_index(folder: str | Path, cfg: StreamingT2VConfig) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of loading, which takes a second."""
+    """Without the progress bars of loading, which takes a second, and diffusers' remark on every change of type."""
     logs = [diffusers.utils.logging, transformers.utils.logging]
     shown = [log for log in logs if log.is_progress_bar_enabled()]
     for log in shown:
         log.disable_progress_bar()
+    verbosity = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers.utils.logging.set_verbosity(verbosity)
         for log in shown:
             log.enable_progress_bar()
 
