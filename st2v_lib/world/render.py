@@ -1,9 +1,9 @@
 """Renders scenes and their truth: frames, instance masks, visibility, optical flow and occlusion.
 
 Everything is a formula of the pixel's place, with each edge anti-aliased by its distance in pixels, so a scene can be
-drawn at any resolution. Fine grain is integrated over the pixel in closed form: 64-pixel frames average it away, 128-pixel
-frames show it. The outline is a bright and a dark line, each a third of a 64-pixel pixel wide, that nearly cancel
-there.
+drawn at any resolution. Fine grain is integrated over the pixel in closed form: 64-pixel frames average it away,
+128-pixel frames show it. The outline is a bright and a dark line, each a third of a 64-pixel pixel wide, that nearly
+cancel there.
 """
 
 from __future__ import annotations

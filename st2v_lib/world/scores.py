@@ -22,11 +22,11 @@ from st2v_lib.errors import InputError
 from st2v_lib.manifest import data_dir
 from st2v_lib.world.captions import PromptTruth, parse_prompt
 from st2v_lib.world.reader import Reader, Reading, read_motion, read_video
-from st2v_lib.world.scene import BACKGROUNDS, COLOURS, HIDING_MOTIONS, MOTIONS, PATTERNS, SHAPES, SIZE_RANGE
+from st2v_lib.world.scene import BACKGROUNDS, COLOURS, HIDING_MOTIONS, MAX_GAP, MOTIONS, PATTERNS, SHAPES, SIZE_RANGE
 
 PIXELS = 64  # positions in frame widths times this are the pixels reported
 WHOLE = 0.8  # visible share from which pattern, shade and size are compared
-LONGEST_GAP = 36  # frames that cross and hide can leave the sprite unseen: 22 fully hidden, the rest partly
+LONGEST_GAP = MAX_GAP + 17  # frames that cross and hide can leave the sprite unseen: fully hidden, partly, a margin
 BOUNCE_TOLERANCE = 0.8  # pixels: how far a reflected step may be from the mirrored one
 
 
