@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: for what the user can put right, before anything expensive is done.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)  # also what an earlier call in this process has said
         _print_own_warnings()
         return _run(args)
 
@@ -75,11 +76,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_own_warnings() -> None:
-    """Until warnings are restored, this library's are one line on stderr, once each, without a place in the code."""
+    """Until warnings are restored, those meant for users are one line on stderr, once each, without a place in code."""
     as_usual, seen = warnings.showwarning, set()
 
     def show(message, category, filename, *rest) -> None:
-        if "st2v_lib" in str(filename):
+        if category is UserWarning:
             if str(message) in seen:
                 return
             seen.add(str(message))

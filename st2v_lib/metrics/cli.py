@@ -78,10 +78,5 @@ def _truth(prompt: str, metadata: dict, size: tuple[int, int]) -> TruthScores | 
     if world_truth(prompt) is None or size[0] != size[1]:
         return None
     from st2v_lib.world.reader import load_reader
-    from st2v_lib.world.scores import reader_error
 
-    try:
-        error = reader_error()
-    except (OSError, ValueError):
-        error = None
-    return TruthScores(prompt, load_reader(), metadata, error)
+    return TruthScores(prompt, load_reader(), metadata)

@@ -78,7 +78,7 @@ def join_towers(text: torch.nn.Module, image: torch.nn.Module, name: str) -> tor
     weights = {**text.state_dict(), **image.state_dict(), "logit_scale": model.logit_scale.data}
     model.load_state_dict({key: weight.float() for key, weight in weights.items()})
     model.name_or_path = name
-    return model.eval()
+    return model.float().eval()  # a config may carry half precision
 
 
 def clip_preprocess(

@@ -62,7 +62,7 @@ class TruthScores:
         prompt: what the video was made from; ``world_truth`` of it must not be None.
         reader: of ``world.reader.load_reader``.
         metadata: of the file, for the seams.
-        error: the reader's recorded error, ``world.scores.reader_error()``; None where that file is missing.
+        error: the reader's error; by default the recorded one, ``world.scores.reader_error()``.
 
     Raises:
         InputError: the prompt is not of the sprite world, or a frame is not square.
@@ -124,9 +124,12 @@ class TruthScores:
         return out
 
     def _noise(self) -> float | None:
+        """The bend in px that the reader sees in a smooth path; None where it was not recorded."""
+        from st2v_lib.world.scores import reader_error
+
         try:
-            return float(self.error["noise"]["second_difference"])
-        except (KeyError, TypeError):
+            return float((self.error or reader_error())["noise"]["second_difference"])
+        except (OSError, ValueError, KeyError):
             return None
 
 
