@@ -103,7 +103,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a chunk is denoised: ``sampler`` is ``"ddim"`` or ``"dpm++"``; two guidance branches when the weights agree."""
+    """How a chunk is denoised: ``sampler`` is ``"ddim"`` or ``"dpm++"``; two guidance branches if the weights agree."""
 
     sampler: str = "ddim"
     num_inference_steps: int = 50
@@ -144,7 +144,7 @@ class EnhancerConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The small CLIP (``transformers.CLIPModel``) of the sprite world; ``None`` at full size, where public CLIPs serve."""
+    """The small CLIP (``transformers.CLIPModel``) of the sprite world; ``None`` at full size: public CLIPs serve."""
 
     hidden_size: int = 128
     num_layers: int = 4
@@ -255,6 +255,7 @@ TINY = StreamingT2VConfig(
         unet=dataclasses.replace(_TINY_UNET, sample_size=16, block_out_channels=(48, 64)),
         size=128,
         canvas_width=None,
+        start_timestep=100,
         num_inference_steps=6,
         guidance_scale=1.0,
         guidance_rescale=0.0,
