@@ -25,13 +25,16 @@ PAPER, INK = (255, 255, 255), (60, 60, 60)
 
 
 class Gif:
-    """An animated GIF that a notebook shows; ``data`` are its bytes, ``frames`` what was encoded, ``f h w 3``."""
+    """An animated GIF that a notebook shows; ``data`` are its bytes, ``frames`` what was encoded, ``f h w 3``.
 
-    def __init__(self, data: bytes, frames: np.ndarray):
-        self.data, self.frames = data, frames
+    ``scale`` stretches it on the page, where fewer pixels than wanted fit into the bytes.
+    """
+
+    def __init__(self, data: bytes, frames: np.ndarray, scale: float = 1):
+        self.data, self.frames, self.scale = data, frames, scale
 
     def _repr_html_(self) -> str:
-        h, w = self.frames.shape[1:3]
+        h, w = (round(side * self.scale) for side in self.frames.shape[1:3])
         source = base64.b64encode(self.data).decode()
         return f'<img src="data:image/gif;base64,{source}" width="{w}" height="{h}" alt="{html.escape(repr(self))}"/>'
 
@@ -156,7 +159,7 @@ def show_video(video, fps: float = 8, zoom: int | None = None, limit: int = GIF_
     for tried in zooms:
         frames = side_by_side(videos, tried)
         try:
-            return Gif(encode_gif(frames, fps, limit), frames)
+            return Gif(encode_gif(frames, fps, limit), frames, zooms[0] / tried)
         except InputError:
             if tried == zooms[-1]:
                 raise
