@@ -14,8 +14,8 @@ estimator (the paper: RAFT-large at 720x720), so numbers compare only under one 
 Nearly static pairs: a pair that moves less than ``motion_floor`` (mean flow length over the frame) has no meaningful
 ratio. Such pairs are left out and listed in the protocol; if all are, the value is NaN. The raw formula, infinities
 included, is ``motion_floor=0``. The default is 0.1 px at 720x720 and in proportion at other sizes (``floor_at``): the
-same motion, drawn smaller, moves fewer pixels. At 64 px that is 0.009 px. It looks small because the mean is over the
-frame: one sprite of the sprite world covers a twentieth of it, and at its slowest still gives 0.05 px.
+same motion, drawn smaller, moves fewer pixels; but never under 0.02 px, near what noise gives. It looks small because
+the mean is over the frame: one sprite of the sprite world covers a twentieth of it, and at its slowest still gives 0.05 px.
 
 What it cannot see: a wrong object that moves consistently, and quality where nothing moves. Noise and cuts raise the
 flow itself, and with it the denominator.
@@ -40,8 +40,11 @@ VARIANTS = ("code", "paper")
 
 
 def floor_at(h: int, w: int) -> float:
-    """The default motion floor in px for frames measured at ``h x w``: 0.1 px for a shorter side of 720."""
-    return MOTION_FLOOR * min(h, w) / SIZE[0]
+    """The default motion floor in px for frames measured at ``h x w``: 0.1 px for a shorter side of 720.
+
+    Never under 0.02 px: flow reads 0.01 px in a still 64-pixel video with noise of one grey level.
+    """
+    return max(MOTION_FLOOR * min(h, w) / SIZE[0], 0.02)
 
 
 def mawe(
