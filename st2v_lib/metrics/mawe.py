@@ -15,7 +15,8 @@ Nearly static pairs: a pair that moves less than ``motion_floor`` (mean flow len
 ratio. Such pairs are left out and listed in the protocol; if all are, the value is NaN. The raw formula, infinities
 included, is ``motion_floor=0``. The default is 0.1 px at 720x720 and in proportion at other sizes (``floor_at``): the
 same motion, drawn smaller, moves fewer pixels; never under 0.02 px, near what noise gives. It looks small because
-the mean is over the frame: one sprite of the sprite world covers a twentieth of it, and at its slowest still gives 0.05 px.
+the mean is over the frame: one sprite of the sprite world covers a twentieth of it, and at its slowest still gives
+0.05 px.
 
 What it cannot see: a wrong object that moves consistently, and quality where nothing moves. Noise and cuts raise the
 flow itself, and with it the denominator.
