@@ -36,8 +36,13 @@ def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
         WeightsError: the folder holds neither, or they cannot be read.
     """
     from transformers import AutoTokenizer, CLIPModel
+    from transformers.utils import logging
 
-    folder = Path(folder)
+    logging.disable_progress_bar()  # it loads in a moment, and notebooks keep what is drawn
+    from transformers.utils import logging
+
+    folder, shown = Path(folder), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     parts = [folder / name for name in ("text_encoder", "image_encoder", "tokenizer")]
     try:
         if (folder / "config.json").is_file():
@@ -47,6 +52,9 @@ def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
             return _from_parts(*parts)
     except Exception as error:  # a damaged or foreign file makes many kinds
         raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     missing = ", ".join(part.name for part in parts if not part.is_dir())
     raise WeightsError(f"no CLIP model in {folder}: neither config.json nor all of its parts ({missing} missing)")
 
