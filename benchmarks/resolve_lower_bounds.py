@@ -8,7 +8,7 @@ Three questions for each Python, on the operating system at hand:
 
 pip's ``fast-deps`` reads metadata only, where the index allows that, so the gigabytes of a CUDA torch are not fetched.
 
-    python benchmarks/resolve_lower_bounds.py [--python 3.12] [--mode oldest] [--pip-args "--index-url ..."]
+    python benchmarks/resolve_lower_bounds.py [--python 3.12] [--mode oldest] [--pip-args "..."]
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from st2v_lib.sampling import StepState
 from st2v_lib.stages import FrameStream, enhance_blocks, stream_blocks, stream_cost
 from st2v_lib.streaming import Models, StreamState
 
-ENHANCER_COST = 4  # one network call of stage 3 in steps of stage 2, for the time left (measured on the tiny models)
+ENHANCER_COST = 2  # one call of stage 3 in steps of stage 2, for the time left (benchmarks/generate_speed.py, tiny)
 BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 Callback = Callable[[StepState], Any]

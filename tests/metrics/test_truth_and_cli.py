@@ -23,8 +23,6 @@ from st2v_lib.world.scene import positions, sample_scene
 from st2v_lib.world.scores import seam_residual
 
 TINY = weights_dir("tiny")
-needs_reader = pytest.mark.skipif(not (TINY / "reader" / "config.json").is_file(), reason="no reader weights")
-needs_clip = pytest.mark.skipif(not (TINY / "image_encoder" / "config.json").is_file(), reason="no CLIP weights")
 SCENE = sample_scene(5, 2, "dev", num_sprites=1, motion="bounce", pan=False)
 PROMPT = sparse_caption(SCENE)
 
@@ -108,7 +106,6 @@ def test_area_preprocess_is_that_of_the_training(clean):
     torch.testing.assert_close(area_preprocess(twice), area_preprocess(frames))
 
 
-@needs_clip
 def test_the_small_clip_tells_colours_and_shapes_but_not_motions(clean):
     model, tokenizer = load_clip(TINY)
     sprite = SCENE.sprites[0]
@@ -137,7 +134,6 @@ def test_seams_from_metadata_or_the_default():
     assert seams_of(16) == []
 
 
-@needs_reader
 def test_each_damage_is_found_by_its_score(clean, reader):
     def of(video):
         return {name: result.value for name, result in truth_scores(video, PROMPT, reader).items()}
@@ -156,7 +152,6 @@ def test_each_damage_is_found_by_its_score(clean, reader):
     assert of(empty)["object_permanence"] <= 0.6
 
 
-@needs_reader
 def test_large_frames_are_read_small_and_oblong_ones_refused(clean, reader):
     twice = to_uint8(clean).repeat(2, axis=1).repeat(2, axis=2)
     small, large = (truth_scores(v, PROMPT, reader) for v in (to_uint8(clean), twice))
@@ -167,7 +162,6 @@ def test_large_frames_are_read_small_and_oblong_ones_refused(clean, reader):
         TruthScores("a panda", reader)
 
 
-@needs_reader
 def test_table_with_truth(clean, reader):
     error = {"noise": {"second_difference": 0.31}}
     found = measure(to_uint8(clean[:24]), size=None, truth=TruthScores(PROMPT, reader, {"stride": 4}, error))
@@ -194,8 +188,6 @@ def test_small_videos_are_measured_as_they_are(tmp_path, clean, capsys):
     assert "measured at native" in capsys.readouterr().out
 
 
-@needs_clip
-@needs_reader
 def test_a_prompt_of_the_world_gives_all_scores(tmp_path, clean, capsys):
     path = write_video(tmp_path / "v.mp4", clean[:32], metadata={"prompt": PROMPT, "seams": [20]})
     assert cli.run(arguments(path, PROMPT)) == 0
