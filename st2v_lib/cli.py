@@ -105,6 +105,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     _add_device(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where weights and curves go")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where prepared training data lies or is kept")
+    parser.add_argument("--batch-scale", type=float, default=1.0, metavar="X", help="multiplies batch sizes")
+    parser.add_argument("--compile", action="store_true", help="compile transformer blocks (needs a C++ compiler)")
     parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")
 
 

@@ -84,6 +84,7 @@ def make_batch(
     vae: PatchedAutoencoderKL,
     seed: int = 0,
     null_anchor: bool = False,
+    batch_scale: float = 1.0,
 ):
     """Batch number ``n`` of segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
     captions, pools = Captioner(), {}
@@ -97,7 +98,7 @@ def make_batch(
         pool = pools[rank]
         pool.grow(FRESH)
         first = SEGMENT - chunk
-        latents, mask, scenes, starts, picks = pool.draw(rng, BATCH, chunk, start=first)
+        latents, mask, scenes, starts, picks = pool.draw(rng, max(1, round(BATCH * batch_scale)), chunk, start=first)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
         at = [_anchor_frame(pool.masks[i][:chunk], rng) for i in picks]
         anchor_latents = torch.stack([pool.latents[i][:, a : a + 1] for i, a in zip(picks, at)]).float()

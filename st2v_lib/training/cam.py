@@ -74,10 +74,10 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
     return out
 
 
-def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0):
+def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n`` of clips with their conditioning frames."""
     captions, pools = Captioner(), {}
-    keep = cfg.cam.num_cond_frames
+    keep, count = cfg.cam.num_cond_frames, max(1, round(BATCH * batch_scale))
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"cam/{seed}/{rank}/{n}")
@@ -85,7 +85,7 @@ def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0
             pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 1, rank=rank)
             pools[rank].grow(PREFILL)
         pools[rank].grow(FRESH)
-        latents, mask, scenes, starts, _ = pools[rank].draw(rng, BATCH, cfg.chunk_frames)
+        latents, mask, scenes, starts, _ = pools[rank].draw(rng, count, cfg.chunk_frames)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
         return {"latents": latents, "mask": mask, "cond": cond, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 

@@ -24,7 +24,7 @@ PHASES = tuple(SHARES)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Entry point of the command line; ``args`` has phase, minutes, preset, device, out, resume."""
+    """Entry point of the command line; see ``st2v train --help``."""
     cfg = preset(args.preset)
     if cfg.name != "tiny":
         raise UserError("only the tiny preset can be trained from the sprite world; choose --preset tiny")
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     acc = common.accelerator(args.device)
     for phase in phases:
         share = SHARES[phase] if args.phase == "all" else 1.0
-        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume)
+        options = {} if phase in ("vae", "clip", "reader") else {"batch_scale": args.batch_scale}
+        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume, compiled=args.compile, **options)
     return 0
 
 
@@ -51,6 +52,7 @@ def train_phase(
     resume: bool = True,
     max_steps: int | None = None,
     seed: int = 0,
+    compiled: bool = False,
     **options: object,
 ) -> dict[str, float]:
     """Trains one phase and writes its weights.
@@ -64,6 +66,7 @@ def train_phase(
         resume: go on from ``out/../<name of out>-state`` when it is there; ``False`` starts the phase afresh.
         max_steps: stop earlier.
         seed: of initialisation and data.
+        compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
     Returns:
@@ -87,6 +90,8 @@ def train_phase(
             write_manifest(out)
         return result
     step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options)
+    if compiled:
+        common.compile_blocks(step)
     fit_config = common.FitConfig(**{**vars(fit_config), "max_steps": max_steps, "seed": seed})
     torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
     with diffusion.fast_attention(acc.device):
@@ -145,7 +150,7 @@ def _prepare(
         return (
             vae.VaeStep(model),
             vae.make_batch(seed),
-            fit(1.5e-3, decay=0.45),
+            fit(1e-3, decay=0.5),
             lambda: vae.finish(model, out / "vae"),
             None,
         )
@@ -163,16 +168,16 @@ def _prepare(
         trained = resume and (out / "unet" / "config.json").exists()
         unet = quiet(saved(StreamingUNet, "unet", lambda: make_unet(cfg.unet)))
         module, config = base.BaseStep(cfg, unet, text), fit(1e-3, decay=0.4, ema_decay=0.999)
-        return module, base.make_batch(frozen, seed, trained), config, lambda: save(unet, out / "unet"), None
+        return module, base.make_batch(frozen, seed, trained, **options), config, lambda: save(unet, out / "unet"), None
     if phase == "enhancer":
         unet = quiet(saved(StreamingUNet, "enhancer", lambda: make_unet(cfg.enhancer.unet)))
-        batches = enhancer.make_batch(cfg, frozen, seed)
+        batches = enhancer.make_batch(cfg, frozen, seed, **options)
         return enhancer.EnhancerStep(unet, text), batches, fit(1e-3), lambda: save(unet, out / "enhancer"), None
 
     unet = quiet(load(StreamingUNet, out, "unet", acc.device))
     if phase == "cam":
         memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
-        batches = cam.make_batch(cfg, frozen, seed)
+        batches = cam.make_batch(cfg, frozen, seed, **options)
         return cam.CamStep(cfg, unet, text, memory), batches, fit(5e-4), lambda: save(memory, out / "cam"), None
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)

@@ -46,7 +46,7 @@ class EnhancerStep(nn.Module):
         return weighted_mse(prediction, target, batch["mask"], 2.0), {}
 
 
-def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0):
+def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n``: short 128-pixel clips from a pool of 24-frame segments that grows by one at each step."""
     captions, pool = Captioner(), []
     device = next(vae.parameters()).device
@@ -68,7 +68,7 @@ def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0
                 pool.append(new)
             else:
                 pool[n % CAPACITY] = new
-        picks = [rng.choice(pool) for _ in range(BATCH)]
+        picks = [rng.choice(pool) for _ in range(max(1, round(BATCH * batch_scale)))]
         at = [rng.randrange(cfg.enhancer.chunk_frames - FRAMES + 1) for _ in picks]
         latents = torch.stack([p[1][:, a : a + FRAMES] for p, a in zip(picks, at)]).float()
         mask = torch.stack([p[2][a : a + FRAMES] for p, a in zip(picks, at)]).float()

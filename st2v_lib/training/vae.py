@@ -1,8 +1,8 @@
 """Trains the tiny VAE on single frames of the sprite world, at 64 and 128 pixels, to its gate; then it stays frozen.
 
 Reconstruction is weighted up inside sprites (the masks are free here), since they cover a tenth of the frame and carry
-all that the memories have to keep. Two of three batches are crops around sprites. A third of the 128-pixel frames are
-enlarged 64-pixel ones, the enhancer's input.
+all that the memories have to keep. Two of three batches are crops around sprites. A quarter of the 128-pixel batches
+are enlarged 64-pixel ones, the enhancer's input.
 """
 
 from __future__ import annotations
@@ -86,15 +86,15 @@ class FramePool:
 
 
 def make_batch(seed: int):
-    """Batch number ``n``: two of three are crops, a quarter of all at 128 pixels."""
+    """Batch number ``n``: two of three are crops; every other batch is at 128 pixels, where the fine detail is."""
     pools = {64: FramePool(64, 8192, PREFILL[64]), 128: FramePool(128, 1024, PREFILL[128])}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"vae/{seed}/{rank}/{n}")
-        size = 128 if n % 4 == 0 else 64
+        size = 128 if n % 2 == 0 else 64
         crop = n % 3 != 0
         out = pools[size].draw(rng, 8 if size == 128 and not crop else 32, 2 if size == 128 else 6)
-        if size == 128 and rng.random() < 1 / 3:
+        if size == 128 and rng.random() < 1 / 4:
             small = F.interpolate(out["frames"], scale_factor=0.5, mode="area")
             out["frames"] = F.interpolate(small, scale_factor=2.0, mode="bicubic").clamp(-1, 1)
         return sprite_crops(out, rng) if crop else out
