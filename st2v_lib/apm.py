@@ -6,8 +6,9 @@ they are mixed into the text tokens, as much as that layer's learned weight allo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,11 +78,15 @@ class ApmMix(nn.Module):
 
 
 class ApmProcessor(AttnProcessor2_0):
-    """Stock attention whose keys and values see the mixed context; holds the layer's ``ApmMix`` unregistered."""
+    """Stock attention whose keys and values see the mixed context; holds the layer's ``ApmMix`` unregistered.
+
+    ``context``, when set, is used as it is, ``b text_len d``: one for all frames of a video (see ``holding``).
+    """
 
     def __init__(self, mix: ApmMix):
         super().__init__()
         self.mix = mix
+        self.context: Tensor | None = None
 
     def __call__(
         self,
@@ -91,8 +96,10 @@ class ApmProcessor(AttnProcessor2_0):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        context = self.mix(encoder_hidden_states)
-        return super().__call__(attn, hidden_states, context, attention_mask, temb)
+        if self.context is None:
+            return super().__call__(attn, hidden_states, self.mix(encoder_hidden_states), attention_mask, temb)
+        queries = hidden_states.reshape(len(self.context), -1, hidden_states.shape[-1])  # (b f) n c -> b (f n) c
+        return super().__call__(attn, queries, self.context, attention_mask, temb).reshape(hidden_states.shape)
 
 
 class Apm(ModelMixin, ConfigMixin):
@@ -149,6 +156,28 @@ class Apm(ModelMixin, ConfigMixin):
 def text_attentions(unet: UNet3DConditionModel) -> list[str]:
     """Names of the spatial transformers' text cross-attentions; temporal transformers are left out."""
     return [n for n, _ in unet.named_modules() if n.endswith(".attn2") and ".attentions." in n]
+
+
+def apm_processors(unet: UNet3DConditionModel) -> list[ApmProcessor]:
+    """The layers of a UNet that an attached ``Apm`` works in; none without one."""
+    attentions = (m for m in unet.modules() if isinstance(m, Attention))
+    return [m.processor for m in attentions if isinstance(m.processor, ApmProcessor)]
+
+
+@contextlib.contextmanager
+def holding(processors: Sequence[ApmProcessor], contexts: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, these layers use these contexts and mix nothing, whatever tokens the UNet is given.
+
+    Tokens are constant over a chunk: ``[p.mix(tokens) for p in processors]`` once, in place of at each step and for
+    each frame. Keys and values are then made once for all frames of a video, too.
+    """
+    for processor, context in zip(processors, contexts, strict=True):
+        processor.context = context
+    try:
+        yield
+    finally:
+        for processor in processors:
+            processor.context = None
 
 
 def _key(layer: str) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
+from st2v_lib.apm import apm_processors, holding
 from st2v_lib.backbone import StreamingUNet
 from st2v_lib.cam import Cam
 from st2v_lib.config import SchedulerConfig
@@ -53,6 +58,11 @@ class Contexts:
     null_anchor: Tensor | None = None
     scale: float = 7.5
     anchor_scale: float | None = None
+
+    @functools.cached_property
+    def tokens(self) -> Tensor:
+        """All branches in one batch ``(n b) l d``; the same tensor whenever it is asked for."""
+        return torch.cat(self.branches())
 
     def branches(self) -> list[Tensor]:
         """Tokens of each branch, the unconditional one first; one branch alone when guidance changes nothing.
@@ -117,9 +127,12 @@ def randn(shape: tuple[int, ...], generator: torch.Generator | None, like: Tenso
 def make_predictor(unet: StreamingUNet, cam: Cam | None = None, cond: Tensor | None = None) -> Predict:
     """The network as a function of latents, timestep and tokens, for one chunk.
 
+    What is constant over a chunk is computed once: CAM's features of the pixels here, APM's mixed contexts when other
+    tokens come than in the step before.
+
     Args:
         unet: the main UNet, with CAM and APM attached as wanted.
-        cam: the short-term memory; the conditioning frames are encoded here, once for all steps.
+        cam: the short-term memory; its conditioning frames are encoded here.
         cond: the last frames of the previous chunk, ``b n 3 H W`` in [-1, 1]; needed with ``cam``.
 
     Raises:
@@ -128,11 +141,17 @@ def make_predictor(unet: StreamingUNet, cam: Cam | None = None, cond: Tensor | N
     if (cam is None) != (cond is None):
         raise ValueError("give both cam and its conditioning frames, or neither")
     cond_features = None if cam is None else cam.encode_condition(cond)
+    layers, mixed, mixed_from = [], [], None
 
     def predict(latents: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        nonlocal layers, mixed, mixed_from
+        if tokens is not mixed_from:
+            layers, mixed_from = apm_processors(unet), tokens
+            mixed = [layer.mix(tokens.to(unet.dtype)) for layer in layers]
         x, tokens = latents.to(unet.dtype), tokens.to(unet.dtype)
         features = None if cam is None else cam(x, timestep, tokens, cond_features=cond_features)
-        return unet(x, timestep, tokens, cam_features=features).to(latents.dtype)
+        with holding(layers, mixed):
+            return unet(x, timestep, tokens, cam_features=features).to(latents.dtype)
 
     return predict
 
@@ -143,12 +162,11 @@ def guided(predict: Predict, latents: Tensor, timestep: Tensor, contexts: Contex
     Two branches, (null, null) and (text, anchor), when both weights agree, where eq. 12 telescopes to them; three,
     with (text, null) between, when they differ.
     """
-    branches = contexts.branches()
-    stacked = latents.repeat(len(branches), 1, 1, 1, 1)
-    out = predict(stacked, timestep, torch.cat(branches)).chunk(len(branches))
-    if len(branches) == 1:
+    branches = len(contexts.tokens) // len(contexts.text)
+    out = predict(latents.repeat(branches, 1, 1, 1, 1), timestep, contexts.tokens).chunk(branches)
+    if branches == 1:
         return out[0]
-    if len(branches) == 2:
+    if branches == 2:
         null, full = out
         return null + contexts.scale * (full - null)
     null, text, full = out
@@ -156,7 +174,7 @@ def guided(predict: Predict, latents: Tensor, timestep: Tensor, contexts: Contex
 
 
 @torch.no_grad()
-def denoise_chunk(
+def denoise_steps(
     predict: Predict,
     scheduler: SchedulerMixin,
     latents: Tensor,
@@ -165,13 +183,12 @@ def denoise_chunk(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
     variance_noise: Tensor | None = None,
-    callback: Callable[[StepState], None] | None = None,
-) -> Tensor:
-    """Denoises one chunk.
+) -> Iterator[StepState]:
+    """Denoises one chunk and yields after each step; the last step's latents are clean.
 
     Args:
         predict: what ``make_predictor`` gives.
-        scheduler: a diffusers scheduler, not changed outside its step state.
+        scheduler: a diffusers scheduler, of which a copy is used: chunks may be denoised in turns.
         latents: standard normal noise ``b c f h w``.
         contexts: tokens and weights of the guidance branches.
         num_inference_steps: denoising steps.
@@ -179,12 +196,9 @@ def denoise_chunk(
         generator: a CPU generator; each DDIM step with eta > 0 draws one noise, also the last, for frames
             flattened as ``(b f) c h w``.
         variance_noise: these noises instead, ``steps (b f) c h w``.
-        callback: called with a ``StepState`` after each step.
-
-    Returns:
-        Clean latents ``b c f h w``.
     """
     b, c, f, h, w = latents.shape
+    scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
     takes = inspect.signature(scheduler.step).parameters
     x = latents * scheduler.init_noise_sigma
@@ -201,9 +215,17 @@ def denoise_chunk(
             extra["generator"] = generator
         out = scheduler.step(prediction, t, x, **extra)
         x = out.prev_sample
+        x0 = getattr(out, "pred_original_sample", None)
+        if x0 is None and getattr(scheduler, "model_outputs", None):
+            x0 = scheduler.model_outputs[-1]
+        yield StepState(i, num_inference_steps, int(t), x, x0)
+
+
+def denoise_chunk(
+    *arguments: Any, callback: Callable[[StepState], None] | None = None, **options: Any
+) -> Float[Tensor, "b c f h w"]:
+    """``denoise_steps`` to its end; calls ``callback`` after each step and returns the clean latents."""
+    for step in denoise_steps(*arguments, **options):
         if callback is not None:
-            x0 = getattr(out, "pred_original_sample", None)
-            if x0 is None and getattr(scheduler, "model_outputs", None):
-                x0 = scheduler.model_outputs[-1]
-            callback(StepState(i, num_inference_steps, int(t), x, x0))
-    return x
+            callback(step)
+    return step.latents
