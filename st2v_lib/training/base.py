@@ -19,6 +19,7 @@ from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frame
 from st2v_lib.training.diffusion import noised, weighted_mse
 
 TEXT_DROPOUT = 0.1
+IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
 STAGES = ((800, (1,)), (300, (4,)), (None, (16, 1)))  # steps, and the clip lengths that take turns
 BATCH = {1: 64, 4: 32, 16: 8}  # clips a step, by length
 
@@ -72,7 +73,7 @@ def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False, 
                 pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + skipped, rank=rank)
                 pools[rank].grow(PREFILL)
             pools[rank].grow(FRESH)
-            latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames)
+            latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames, in_sight=IN_SIGHT)
         return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 
     return batch

@@ -90,14 +90,30 @@ class Pool:
                     kept[self.made % self.capacity] = item
             self.made += 1
 
-    def draw(self, rng: random.Random, count: int, frames: int, start: int | None = None):
-        """``count`` windows: latents ``(b, c, f, h, w)``, masks ``(b, f, h, w)``, scenes, first frames, picks."""
+    def draw(self, rng: random.Random, count: int, frames: int, start: int | None = None, in_sight: float = 0.0):
+        """Random windows of the pool.
+
+        Args:
+            start: first frame of each window in its segment; random when ``None``.
+            in_sight: share of random windows that begin with a sprite in sight, where the segment has such a frame.
+
+        Returns:
+            Latents ``(b, c, f, h, w)``, masks ``(b, f, h, w)``, scenes, first frames, picks.
+        """
         picks = [rng.randrange(len(self.scenes)) for _ in range(count)]
-        at = [rng.randrange(SEGMENT - frames + 1) if start is None else start for _ in picks]
+        at = [self._window(rng, i, frames, in_sight) if start is None else start for i in picks]
         latents = torch.stack([self.latents[i][:, t : t + frames] for i, t in zip(picks, at)]).float()
         masks = torch.stack([self.masks[i][t : t + frames] for i, t in zip(picks, at)]).float()
         scenes = [self.scenes[i][0] for i in picks]
         return latents, masks, scenes, [self.scenes[i][1] + t for i, t in zip(picks, at)], picks
+
+
+    def _window(self, rng: random.Random, pick: int, frames: int, in_sight: float) -> int:
+        starts = range(SEGMENT - frames + 1)
+        if rng.random() < in_sight:
+            peaks = self.masks[pick][: len(starts)].float().amax((-1, -2))
+            starts = [t for t in starts if peaks[t] > 0.8] or starts
+        return rng.choice(starts)
 
 
 @torch.no_grad()
