@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from st2v_lib.baselines import RIVALS, rival_class
 from st2v_lib.config import StreamingT2VConfig, preset
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import weights_dir, write_manifest
-from st2v_lib.training import common, diffusion
+from st2v_lib.training import common, diffusion, rivals
 
 SHARES = {"vae": 0.15, "clip": 0.12, "reader": 0.08, "base": 0.37, "cam": 0.12, "apm": 0.08, "enhancer": 0.08}
 PHASES = tuple(SHARES)
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or "runs/tiny")
     phases = PHASES if args.phase == "all" else (args.phase,)
     acc = common.accelerator(args.device)
+    if args.phase in rivals.ARMS and (args.source or args.clips) or args.phase not in (*PHASES, "all"):
+        return rivals.run(args, cfg, acc)
     for phase in phases:
         share = SHARES[phase] if args.phase == "all" else 1.0
         options = {} if phase in ("vae", "clip", "reader") else {"batch_scale": args.batch_scale}
@@ -53,6 +56,7 @@ def train_phase(
     max_steps: int | None = None,
     seed: int = 0,
     compiled: bool = False,
+    total_steps: int | None = None,
     **options: object,
 ) -> dict[str, float]:
     """Trains one phase and writes its weights.
@@ -67,6 +71,7 @@ def train_phase(
         max_steps: stop earlier.
         seed: of initialisation and data.
         compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
+        total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
     Returns:
@@ -75,7 +80,7 @@ def train_phase(
     Raises:
         UserError: when the weights of an earlier phase are missing, or for an unknown phase.
     """
-    if phase not in PHASES:
+    if phase not in (*PHASES, *RIVALS):
         raise UserError(f"unknown phase {phase!r}; choose one of: {', '.join(PHASES)}, all")
     run_dir = out.parent / f"{out.name}-state" / phase
     if not resume and acc.is_main_process:
@@ -92,7 +97,7 @@ def train_phase(
     step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options)
     if compiled:
         common.compile_blocks(step)
-    fit_config = common.FitConfig(**{**vars(fit_config), "max_steps": max_steps, "seed": seed})
+    fit_config = common.FitConfig(**{**vars(fit_config), "max_steps": max_steps, "total_steps": total_steps, "seed": seed})
     torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)
@@ -175,6 +180,11 @@ def _prepare(
         return enhancer.EnhancerStep(unet, text), batches, fit(1e-3), lambda: save(unet, out / "enhancer"), None
 
     unet = quiet(load(StreamingUNet, out, "unet", acc.device))
+    if phase in RIVALS:
+        rival = quiet(saved(rival_class(phase), phase, lambda: rivals.prepare(phase, cfg, unet, frozen)))
+        batches = rivals.make_batch(cfg, frozen, seed, **options)
+        step = cam.CamStep(cfg, unet, text, rivals.with_vae(rival, frozen))
+        return step, batches, fit(5e-4), lambda: save(rival, out / phase), None
     if phase == "cam":
         memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
         batches = cam.make_batch(cfg, frozen, seed, **options)

@@ -24,7 +24,10 @@ from tqdm.auto import tqdm
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How one phase is optimised. ``minutes`` is this run's budget; the learning rate falls over its last ``decay``."""
+    """How one phase is optimised. ``minutes`` is this run's budget; the learning rate falls over its last ``decay``.
+
+    With ``total_steps``, resumed ones included, it follows the steps, and ``minutes`` only ends this run.
+    """
 
     name: str
     minutes: float
@@ -36,6 +39,7 @@ class FitConfig:
     clip: float = 1.0
     save_seconds: float = 120.0
     max_steps: int | None = None
+    total_steps: int | None = None
     seed: int = 0
 
 
@@ -130,8 +134,10 @@ def fit(
     bar = tqdm(total=round(cfg.minutes * 60), desc=cfg.name, unit="s", disable=not acc.is_main_process)
     while True:
         elapsed = time.time() - start
-        share = elapsed / (cfg.minutes * 60)
-        stop = torch.tensor(float(share >= 1 or (cfg.max_steps is not None and step - first_step >= cfg.max_steps)))
+        share = late = elapsed / (cfg.minutes * 60)
+        if cfg.total_steps is not None:
+            share = step / cfg.total_steps
+        stop = torch.tensor(float(max(share, late) >= 1 or (cfg.max_steps is not None and step - first_step >= cfg.max_steps)))
         if acc.num_processes > 1:  # all processes stop at the same step
             stop = acc.gather(stop.to(acc.device)[None]).max()
         if stop > 0:
@@ -165,7 +171,8 @@ def fit(
     bar.close()
     save()
     ema.copy_to(trainable)
-    return {**logged, "step": step, "seconds": seconds_before + time.time() - start}
+    trained = sum(p.numel() for p in trainable)
+    return {**logged, "step": step, "seconds": seconds_before + time.time() - start, "trained_parameters": trained}
 
 
 def _log(path: Path, step: int, seconds: float, values: dict[str, float], acc: Accelerator) -> None:

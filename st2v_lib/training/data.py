@@ -107,7 +107,6 @@ class Pool:
         scenes = [self.scenes[i][0] for i in picks]
         return latents, masks, scenes, [self.scenes[i][1] + t for i, t in zip(picks, at)], picks
 
-
     def _window(self, rng: random.Random, pick: int, frames: int, in_sight: float) -> int:
         starts = range(SEGMENT - frames + 1)
         if rng.random() < in_sight:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from st2v_lib.backbone import make_vae
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import verify_manifest
@@ -118,7 +119,8 @@ def test_two_processes_average_their_gradients(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Phases at their smallest."""
-    monkeypatch.setattr(base, "STAGES", ((1, 1, 2), (None, 16, 1)))
+    monkeypatch.setattr(base, "STAGES", ((1, (1,)), (None, (16, 1))))
+    monkeypatch.setattr(base, "BATCH", {1: 2, 16: 1})
     for module in (base, cam, apm):
         monkeypatch.setattr(module, "PREFILL", 2)
         monkeypatch.setattr(module, "FRESH", 1)
@@ -163,3 +165,30 @@ def test_roles_of_phase_two():
         seen = truth.visible[0, :, 0]
         found.append(seen[:16].max() > 0.6 and seen[16:24].max() < 0.02 and seen[24:].max() > 0.2)
     assert sum(found) >= 9, "most scenes asked to return hide in the condition and are back in the new frames"
+
+
+def test_most_base_clips_begin_with_a_sprite_in_sight():
+    """A segment whose sprite comes in late is drawn from where it is seen; a window may still start anywhere."""
+    pool = data.Pool(vae=make_vae(TINY.vae))
+    pool.scenes, pool.latents = [(data.sample_scene(0, 0), 0)], [torch.zeros(8, 32, 8, 8)]
+    mask = torch.zeros(32, 8, 8)
+    mask[12:] = 1.0
+    pool.masks = [mask]
+    rng = random.Random(0)
+    starts = lambda share: {pool.draw(rng, 1, 16, in_sight=share)[3][0] for _ in range(100)}  # noqa: E731
+    assert starts(1.0) == {12, 13, 14, 15, 16}
+    assert min(starts(0.0)) < 12
+    pool.masks = [torch.zeros(32, 8, 8)]
+    assert min(starts(1.0)) < 12  # no sprite anywhere: any window
+
+
+def test_siblings_differ_in_one_attribute():
+    rng = random.Random(3)
+    seen = set()
+    for _ in range(40):
+        scenes, starts = clip._siblings(rng)
+        first = [s.sprites[0] for s in scenes]
+        changed = {k for k in ("shape", "size", "shade", "pattern") if len({getattr(s, k) for s in first}) > 1}
+        assert len(changed) <= 1 and len(set(starts)) == 1
+        seen |= changed
+    assert seen == {"shape", "size", "shade", "pattern"}
