@@ -15,6 +15,9 @@ from st2v_lib.errors import UserError
 
 SAMPLERS = ("dpm++", "ddim")
 PHASES = ("vae", "clip", "reader", "base", "cam", "apm", "enhancer", "all")
+ARMS = (
+    "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
+)  # fmt: skip
 DEMO_DIR = Path("outputs/demo")
 
 
@@ -99,7 +102,10 @@ def _add_metrics(commands: argparse._SubParsersAction) -> None:
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "train", "st2v_lib.training.cli", "train one phase, or all of them in order")
-    parser.add_argument("phase", choices=PHASES, metavar="PHASE", help=", ".join(PHASES))
+    parser.add_argument(
+        "phase", choices=(*PHASES, *ARMS), metavar="PHASE",
+        help=f"{', '.join(PHASES)}; or an arm of the fair tests: {', '.join(ARMS)}",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="M", help="time budget; always ends in valid files")
     _add_preset(parser)
     _add_device(parser)
@@ -108,6 +114,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-scale", type=float, default=1.0, metavar="X", help="multiplies batch sizes")
     parser.add_argument("--compile", action="store_true", help="compile transformer blocks (needs a C++ compiler)")
     parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")
+    arms = parser.add_argument_group("arms of the fair tests")
+    arms.add_argument("--from", dest="source", type=Path, metavar="DIR", help="what they start from (default: shipped)")
+    arms.add_argument("--clips", type=int, metavar="N", help="budget in clips, whatever time it takes")
+    arms.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: 0)")
 
 
 def _add_doctor(commands: argparse._SubParsersAction) -> None:

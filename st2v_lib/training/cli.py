@@ -97,7 +97,8 @@ def train_phase(
     step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options)
     if compiled:
         common.compile_blocks(step)
-    fit_config = common.FitConfig(**{**vars(fit_config), "max_steps": max_steps, "total_steps": total_steps, "seed": seed})
+    ends = {"max_steps": max_steps, "total_steps": total_steps}
+    fit_config = common.FitConfig(**{**vars(fit_config), **ends, "seed": seed})
     torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)

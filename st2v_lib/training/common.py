@@ -137,7 +137,8 @@ def fit(
         share = late = elapsed / (cfg.minutes * 60)
         if cfg.total_steps is not None:
             share = step / cfg.total_steps
-        stop = torch.tensor(float(max(share, late) >= 1 or (cfg.max_steps is not None and step - first_step >= cfg.max_steps)))
+        enough = cfg.max_steps is not None and step - first_step >= cfg.max_steps
+        stop = torch.tensor(float(max(share, late) >= 1 or enough))
         if acc.num_processes > 1:  # all processes stop at the same step
             stop = acc.gather(stop.to(acc.device)[None]).max()
         if stop > 0:

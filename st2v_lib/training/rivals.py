@@ -3,9 +3,9 @@
     st2v train add_cond --from data/weights/tiny --clips 16000 --seed 0 --out runs/arms/add_cond-0
 
 Every arm starts from the same frozen base model, sees the same clips in the same order (they depend on the seed alone),
-takes the same number of steps and trains as many parameters as CAM. With ``--clips`` the learning rate follows the steps,
-not the clock, so a slow machine gives the same run. ``--out`` becomes a complete folder of weights; ``arm.json`` in it
-says how the arm was made.
+takes the same number of steps and trains as many parameters as CAM. With ``--clips`` the learning rate follows the
+steps, not the clock, so a slow machine gives the same run. ``--out`` becomes a complete folder of weights;
+``arm.json`` in it says how the arm was made.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def train_arm(
             "clips_asked": clips, "steps": result["step"], "seconds": round(result["seconds"]),
             "loss": result.get("loss"), "trained_parameters": result.get("trained_parameters"),
             "num_cond_frames": cfg.cam.num_cond_frames, "processes": acc.num_processes,
-            "base_sha256": sha256(source / "unet" / "diffusion_pytorch_model.safetensors"),
+            "base_sha256": sha256(next((source / "unet").glob("*.safetensors"))),
             "source_manifest_sha256": sha256(source / MANIFEST) if (source / MANIFEST).is_file() else None,
         }  # fmt: skip
         (out / ARM_FILE).write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,183 @@
+"""The rivals of CAM: neutral before training, as large as CAM, fed as the paper says, run by the same loop."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from st2v_lib import baselines, errors
+from st2v_lib.backbone import encode_frames, make_unet, make_vae
+from st2v_lib.baselines.add_cond import AddCond
+from st2v_lib.baselines.concat_cond import ConcCond
+from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
+from st2v_lib.baselines.rival import masked
+from st2v_lib.cam import Cam
+from st2v_lib.config import TINY
+from st2v_lib.loading import load
+from st2v_lib.streaming import start_stream
+
+PROMPT = "a red circle bounces over green stripes"
+RIVALS = {"add_cond": AddCond, "concat_cond": ConcCond}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return make_unet(TINY.unet).eval()
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(1)
+    return make_vae(TINY.vae).eval()
+
+
+def make(name, unet, vae, **options):
+    rival = RIVALS[name].from_unet(unet, TINY.cam, TINY.chunk_frames, **options).eval()
+    return rival.use_vae(vae) if name == "concat_cond" else rival
+
+
+def noisy(batch=1):
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(batch, 8, 16, 8, 8, generator=g)
+    tokens = torch.randn(batch, 24, 128, generator=g)
+    return x, tokens, torch.rand(1, 8, 3, 64, 64, generator=g) * 2 - 1
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RIVALS)
+def test_an_untrained_rival_is_the_base_model(name, unet, vae):
+    x, tokens, cond = noisy(2)
+    unet.set_injectors(None)
+    stock = unet(x, 500, tokens)
+    rival = make(name, unet, vae).attach(unet)
+    features = rival(x, 500, tokens, cond_features=rival.encode_condition(cond))
+    torch.testing.assert_close(unet(x, 500, tokens, cam_features=features), stock)
+    rival.detach(unet)
+    assert "vae" not in {n.split(".")[0] for n, _ in rival.named_parameters()}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_trains_as_many_parameters_as_cam(name, unet, vae):
+    cam, rival = count(Cam.from_unet(unet, TINY.cam)), count(make(name, unet, vae))
+    assert abs(rival / cam - 1) < 0.01, f"{name} trains {rival} parameters, CAM {cam}"
+    assert count(make(name, unet, vae, adapter_ratio=0)) < cam, "the paper's plain form is smaller"
+
+
+@torch.no_grad()
+def test_conc_cond_sees_the_latents_of_the_given_frames_and_their_mask(unet, vae):
+    _, _, cond = noisy()
+    rival = make("concat_cond", unet, vae)
+    seen = rival.encode_condition(cond)
+    assert seen.shape == (1, 16, 9, 8, 8)
+    torch.testing.assert_close(seen[:, :8, :8].movedim(2, 1), encode_frames(vae, cond))
+    assert seen[:, :8, 8].eq(1).all() and seen[:, 8:].eq(0).all()
+    given = torch.zeros(1, 16, dtype=torch.bool)
+    given[0, [0, 3, 15]] = True
+    video = torch.cat([cond, cond.flip(1)], dim=1)
+    seen = rival.encode_condition(masked(video, given))
+    torch.testing.assert_close(seen[0, [3, 15], :8], encode_frames(vae, video[:, [3, 15]])[0].movedim(0, 1))
+    assert torch.equal(seen[0, :, 8].amax((-1, -2)) > 0, given[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_masked_chunk_of_the_first_frames_is_what_inference_gives(name, unet, vae):
+    _, _, cond = noisy()
+    rival = make(name, unet, vae)
+    torch.nn.init.normal_(rival.conv_in.weight)
+    given = (torch.arange(16) < 8)[None]
+    video = torch.cat([cond, torch.ones_like(cond)], dim=1)  # what is not given does not count
+    assert torch.equal(rival.encode_condition(cond), rival.encode_condition(masked(video, given)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RIVALS)
+def test_the_condition_reaches_the_output_once_weights_move(name, unet, vae):
+    x, tokens, cond = noisy()
+    rival = make(name, unet, vae).attach(unet)
+    for parameter in rival.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    run = lambda c: unet(x, 500, tokens, cam_features=rival(x, 500, tokens, cond=c))  # noqa: E731
+    assert not torch.allclose(run(cond), run(-cond), atol=1e-4)
+    rival.detach(unet)
+
+
+@torch.no_grad()
+def test_wrong_conditions_are_refused(unet, vae):
+    x, tokens, cond = noisy()
+    with pytest.raises(ValueError, match="expected 8 frames"):
+        make("add_cond", unet, vae).encode_condition(cond[:, :5])
+    with pytest.raises(ValueError, match="either cond"):
+        make("add_cond", unet, vae)(x, 500, tokens)
+    with pytest.raises(ValueError, match="use_vae"):
+        ConcCond.from_unet(unet, TINY.cam).encode_condition(cond)
+
+
+@pytest.fixture(scope="module")
+def armed(random_weights, quick_config, tmp_path_factory, unet, vae):
+    """A pipeline whose folder has the rivals' weights beside the others."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("armed") / "tiny"
+    shutil.copytree(random_weights / "weights" / "tiny", folder)
+    for name in RIVALS:
+        rival = make(name, unet, vae)
+        torch.nn.init.normal_(rival.conv_in.weight, std=0.1)
+        for injector in rival.injectors:
+            last = getattr(injector, "adapter", injector).layers[-1]
+            torch.nn.init.normal_(last.weight, std=0.05)
+        rival.half().save_pretrained(folder / name)
+    pipe = load("tiny", "cpu", folder)
+    pipe.cfg = quick_config
+    return pipe
+
+
+def low_res(pipe, **changes):
+    before, pipe.cfg = pipe.cfg, pipe.cfg.replace(**changes)
+    try:
+        return pipe(PROMPT, num_frames=32, enhance=False, progress=False).low_res
+    finally:
+        pipe.cfg = before
+
+
+def test_every_arm_runs_in_the_pipeline_from_the_same_first_chunk(armed):
+    videos = {c: low_res(armed, conditioning=c) for c in baselines.CONDITIONINGS}
+    again = low_res(armed, conditioning="cam")
+    assert torch.equal(videos["cam"], again), "another arm leaves nothing behind"
+    for a in videos:
+        assert torch.equal(videos[a][:, :16], videos["none"][:, :16])
+        for b in videos:
+            assert a == b or not torch.equal(videos[a][:, 16:], videos[b][:, 16:]), (a, b)
+
+
+def test_last_frame_anchor(armed):
+    fixed, last = (low_res(armed, anchor=a) for a in ("first", "last"))
+    assert torch.equal(fixed[:, :24], last[:, :24]), "the first chunk's successor has the same anchor"
+    assert not torch.equal(fixed[:, 24:], last[:, 24:])
+    models, first = armed.models(), torch.linspace(-1, 1, 16).view(1, 16, 1, 1, 1).expand(1, 16, 3, 64, 64)
+    state = start_stream(models, first, 0)
+    torch.testing.assert_close(
+        anchor_on_last_frame(models, state).anchor, models.apm(models.encode_image(first[:, -1:]))
+    )
+    without = dataclasses.replace(models, apm=None)
+    assert anchor_on_last_frame(without, start_stream(without, first, 0)).anchor is None
+    armed_cfg = armed.cfg
+    armed.cfg = armed_cfg.replace(anchor="middle")
+    with pytest.raises(errors.InputError, match="'first' or 'last'"):
+        armed.models()
+    armed.cfg = armed_cfg
+
+
+def test_arms_without_weights_say_what_to_do(random_weights):
+    pipe = load("tiny", "cpu", random_weights / "weights" / "tiny")
+    pipe.cfg = pipe.cfg.replace(conditioning="add_cond")
+    with pytest.raises(errors.WeightsError, match="st2v train add_cond"):
+        pipe.models()
+    pipe.cfg = pipe.cfg.replace(conditioning="magic")
+    with pytest.raises(errors.InputError, match="none, cam, concat_cond, add_cond"):
+        pipe.models()
