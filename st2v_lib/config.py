@@ -164,6 +164,7 @@ class StreamingT2VConfig:
         chunk_frames: frames denoised together; ``cam.num_cond_frames`` of them repeat the previous chunk.
         conditioning: short-term mechanism: ``"cam"``, ``"none"``, ``"concat_cond"``, ``"add_cond"`` …
         apm: ``None`` switches the long-term memory off.
+        anchor: what it keeps to: the ``"first"`` frame of all, or, as rivals do, the ``"last"`` before each chunk.
     """
 
     name: str = "modelscope"
@@ -171,6 +172,7 @@ class StreamingT2VConfig:
     chunk_frames: int = 16
     fps: int = 8
     conditioning: str = "cam"
+    anchor: str = "first"
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     cam: CamConfig | None = field(default_factory=CamConfig)
