@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_metrics(commands)
     _add_train(commands)
+    _add_convert(commands)
     _add_doctor(commands)
     return parser
 
@@ -95,9 +96,13 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 def _add_metrics(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "metrics", "st2v_lib.metrics.cli", "measure a video")
-    parser.add_argument("video", type=Path, metavar="VIDEO", help="a video file")
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="mp4, folder of png or jpg, .npy or .npz")
     parser.add_argument("--prompt", help="the prompt it was made from, for the scores that need one")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--flow", choices=("dis", "farneback", "raft"), help="flow estimator (default: dis)")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="another CLIP than the sprite world's small one")
+    parser.add_argument("--min-scene-len", type=int, metavar="N", help="of SCuts (default: 15, PySceneDetect's)")
+    parser.add_argument("--lpips", action="store_true", help="add LPIPS to the first frame (needs the package lpips)")
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -118,6 +123,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     arms.add_argument("--from", dest="source", type=Path, metavar="DIR", help="what they start from (default: shipped)")
     arms.add_argument("--clips", type=int, metavar="N", help="budget in clips, whatever time it takes")
     arms.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: 0)")
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "convert", "st2v_lib.convert", "turn the released full-size weights into this library's")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE",
+        help="streaming_t2v.ckpt; its safetensors split, a file or a folder; or MS-Vid2Vid-XL's .pth",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="gets unet, cam, apm or enhancer, fp16")
 
 
 def _add_doctor(commands: argparse._SubParsersAction) -> None:

@@ -25,12 +25,12 @@ from st2v_lib.checks import check_count, check_sampling, prompt_schedule
 from st2v_lib.config import preset
 from st2v_lib.errors import OutputError, WeightsError
 from st2v_lib.loading import load
-from st2v_lib.metrics import mawe
 from st2v_lib.metrics.base import MetricResult
 from st2v_lib.metrics.cli import SMALL
 from st2v_lib.metrics.clip_score import area_preprocess, join_towers
+from st2v_lib.metrics.mawe import SIZE
 from st2v_lib.metrics.table import format_table, measure
-from st2v_lib.metrics.truth import TruthScores, world_truth
+from st2v_lib.metrics.truth import TruthScores, seams_of, world_truth
 from st2v_lib.metrics.xt_slice import xt_slice
 from st2v_lib.pipeline import StreamingT2VPipeline
 from st2v_lib.sampling import make_scheduler
@@ -206,9 +206,10 @@ def _measured(pipe: StreamingT2VPipeline, prompt: str, video: np.ndarray, metada
     if tiny and world_truth(prompt) is not None:
         with contextlib.suppress(WeightsError):  # weights without a reader: without scores against the truth
             truth = TruthScores(prompt, load_reader(), metadata)
-    size = None if min(video.shape[1:3]) < SMALL else mawe.SIZE
+    size = None if min(video.shape[1:3]) < SMALL else SIZE
     preprocess = area_preprocess if tiny else None
-    return measure(video, prompt if clip else None, clip, size=size, preprocess=preprocess, truth=truth)
+    seams = seams_of(len(video), metadata)
+    return measure(video, prompt if clip else None, clip, size=size, preprocess=preprocess, truth=truth, seams=seams)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

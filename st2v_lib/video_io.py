@@ -31,6 +31,7 @@ from st2v_lib.errors import InputError, OutputError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY_SUFFIXES = (".npy", ".npz")
+PIXEL_FORMATS = ("yuv420p", "yuv444p")  # colour at half the resolution, or at all of it
 ROUNDING_SLACK = 1e-3  # how far outside [-1, 1] a float video may lie, as rounding error
 _TRUNCATION_SIGNS = (
     "partial file",
@@ -246,7 +247,8 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
     Returns:
         ``width`` and ``height`` (of the true picture, without a padding line), ``stored_width``, ``stored_height``,
         ``fps``, ``duration`` in seconds (None if the file does not say), ``frames`` (packets that are really there),
-        ``codec``, and ``metadata``: what ``VideoWriter`` was given (``{}`` for files of others).
+        ``codec``, ``pixel_format`` (``yuv420p`` keeps colour at half the resolution; None if ffmpeg does not say), and
+        ``metadata``: what ``VideoWriter`` was given (``{}`` for files of others).
 
     Raises:
         UserError: missing, empty, or not a readable video.
@@ -260,11 +262,12 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
     command += ["-f", "null", "-", "-f", "ffmetadata", "-"]
     result = subprocess.run(command, capture_output=True, check=False)
     report, tags = result.stderr.decode(errors="replace"), result.stdout.decode(errors="replace")
-    stream = re.search(r"Stream #0:\d+.*?: Video: (\w+).*?, (\d{1,5})x(\d{1,5})", report)
+    stream = re.search(r"Stream #0:\d+.*?: Video: (\w+)(.*?), (\d{1,5})x(\d{1,5})", report)
     if stream is None:
         last = report.strip().splitlines()[-1] if report.strip() else "ffmpeg gave no reason"
         raise UserError(f"{path}: truncated, damaged or not a video ({last})")
-    width, height = int(stream[2]), int(stream[3])
+    width, height = int(stream[3]), int(stream[4])
+    pixels = re.search(r", (yuv\w*|gbr\w*|rgb\w*|bgr\w*|gray\w*|nv\d+|pal8)", stream[2])
     rate = re.search(r"([\d.]+) fps", report[stream.start() :])
     fps = float(rate[1]) if rate else None
     length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", report)
@@ -281,6 +284,7 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
         "duration": duration,
         "frames": int(counts[-1]) if counts else 0,
         "codec": stream[1],
+        "pixel_format": pixels[1] if pixels else None,
         "metadata": record.get("metadata", {}),
     }
 
@@ -307,13 +311,17 @@ class VideoWriter:
             for frames in chunks:  # uint8 f h w c, uint8 h w c, or float f c h w in [-1, 1]
                 out.write(frames)
 
-    Codec h264, yuv420p, constant quality ``crf`` (12: visually lossless), colours tagged as BT.709. Memory does not
-    grow with the length. Frames go to a hidden temporary file beside ``path``; leaving the block renames it, an
-    exception (or Ctrl-C) inside the block removes it. ``metadata`` is kept as JSON in the comment tag, see ``probe``.
+    Codec h264, constant quality ``crf`` (12: visually lossless), colours tagged as BT.709. The default, ``yuv420p``,
+    plays everywhere and keeps colour at half the resolution, which small saturated pictures show and flow-based metrics
+    punish; ``yuv444p`` keeps it whole, for files that are to be measured, and few players besides ffmpeg's show it.
+    Memory does not grow with the length. Frames go to a hidden temporary file beside ``path``; leaving the block gives
+    it its name, an exception (or Ctrl-C) inside the block removes it. ``metadata`` is kept as JSON in the comment tag,
+    see ``probe``.
 
     Raises:
         UserError: the folder cannot be written, the disk is full, ffmpeg fails, or no frame was written.
-        ValueError: a frame of another layout, range or size; a ``path`` that does not end in ``.mp4``.
+        ValueError: a frame of another layout, range or size; a ``path`` that does not end in ``.mp4``; another pixel
+            format.
     """
 
     def __init__(
@@ -323,15 +331,18 @@ class VideoWriter:
         metadata: dict[str, Any] | None = None,
         crf: int = 12,
         preset: str = "medium",
+        pixel_format: str = "yuv420p",
     ):
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"expected an output path that ends in .mp4, got {self.path}")
         if not fps > 0:
             raise InputError(f"expected fps > 0, got {fps}")
+        if pixel_format not in PIXEL_FORMATS:
+            raise InputError(f"expected a pixel format out of {', '.join(PIXEL_FORMATS)}, got {pixel_format!r}")
         if self.path.is_dir():
             raise OutputError(f"cannot write {self.path}: it is a folder")
-        self.fps, self.crf, self.preset = fps, crf, preset
+        self.fps, self.crf, self.preset, self.pixel_format = fps, crf, preset, pixel_format
         self.metadata = json.loads(json.dumps(metadata or {}, default=str))  # fails now, not after an hour's work
         self.frame_count = 0
         self._size: tuple[int, int] | None = None
@@ -374,7 +385,8 @@ class VideoWriter:
         command = [ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
         command += ["-s", f"{w + w % 2}x{h + h % 2}", "-r", str(self.fps), "-i", "-", "-an"]
         command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bicubic"]
-        command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(self.crf), "-preset", self.preset, *colour]
+        command += ["-c:v", "libx264", "-pix_fmt", self.pixel_format, "-crf", str(self.crf), "-preset", self.preset]
+        command += colour
         command += ["-movflags", "+faststart", "-metadata", f"comment={record}", str(self._temporary)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log)
 

@@ -1,23 +1,54 @@
 """Metrics, one file each: what it measures, in which units, and what it cannot see stands at the top of each file.
 
 Every metric takes one video (``uint8 f h w c``, or float ``f c h w`` in [-1, 1]) and returns a ``MetricResult``: the
-value, the per-pair or per-frame values behind it, and the protocol it was measured with. ``metrics.mawe`` is the file,
-``metrics.mawe.mawe`` the function in it. Files are loaded on first use, so importing this package costs nothing.
+value, the per-pair or per-frame values behind it, and the protocol it was measured with.
+
+The names below are functions, also where a file has the same name: ``from st2v_lib.metrics import mawe`` gives what
+``from st2v_lib.metrics.mawe import mawe`` gives.
 """
 
-from importlib import import_module
+from st2v_lib.metrics.base import MetricResult, mean_over_videos
+from st2v_lib.metrics.clip_score import clip_score, load_clip
+from st2v_lib.metrics.drift import drift
+from st2v_lib.metrics.flicker import flicker
+from st2v_lib.metrics.flow import estimate_flow
+from st2v_lib.metrics.flow_smoothness import flow_smoothness
+from st2v_lib.metrics.high_pass import high_pass_correlation
+from st2v_lib.metrics.long_gap import long_gap
+from st2v_lib.metrics.lpips_distance import lpips_distance
+from st2v_lib.metrics.mawe import mawe
+from st2v_lib.metrics.motion import motion
+from st2v_lib.metrics.motion_smoothness import motion_smoothness
+from st2v_lib.metrics.overlap import overlap_fidelity, stream_overlap
+from st2v_lib.metrics.scene_cuts import scene_cuts
+from st2v_lib.metrics.table import format_table, measure
+from st2v_lib.metrics.truth import identity_scale, truth_scores
+from st2v_lib.metrics.warp import warp_error
+from st2v_lib.metrics.xt_slice import xt_seam, xt_slice
 
-_FILES = (
-    "base", "clip_score", "drift", "flicker", "flow", "flow_smoothness",
-    "mawe", "motion", "scene_cuts", "table", "truth", "warp", "xt_slice",
-)  # fmt: skip
-_NAMES = {"MetricResult": "base", "mean_over_videos": "base", "measure": "table", "format_table": "table"}
-__all__ = [*_FILES, *_NAMES]
-
-
-def __getattr__(name: str):
-    if name in _NAMES:
-        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
-    if name in _FILES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "MetricResult",
+    "clip_score",
+    "drift",
+    "estimate_flow",
+    "flicker",
+    "flow_smoothness",
+    "format_table",
+    "high_pass_correlation",
+    "identity_scale",
+    "load_clip",
+    "long_gap",
+    "lpips_distance",
+    "mawe",
+    "mean_over_videos",
+    "measure",
+    "motion",
+    "motion_smoothness",
+    "overlap_fidelity",
+    "scene_cuts",
+    "stream_overlap",
+    "truth_scores",
+    "warp_error",
+    "xt_seam",
+    "xt_slice",
+]

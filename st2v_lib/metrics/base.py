@@ -1,4 +1,4 @@
-"""What a metric returns, and the mean of one metric over many videos."""
+"""What a metric returns, the mean of one metric over many videos, and which pairs of frames lie in an overlap."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class MetricResult:
     per_frame: tuple[float, ...] | None = None
     per_video: tuple[float, ...] | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+
+    def by_chunk(self, seams: Sequence[int]) -> tuple[float, ...]:
+        """Mean of ``per_frame`` over each chunk; ``seams`` are the first frames of the chunks but the first.
+
+        Raises:
+            ValueError: the result has no ``per_frame`` values.
+        """
+        if self.per_frame is None:
+            raise ValueError(f"{self.name} has no value for each frame, so none for each chunk")
+        edges = [0, *seams, len(self.per_frame)]
+        return tuple(mean(self.per_frame[a:b]) for a, b in zip(edges, edges[1:]))
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types; NaN becomes None, infinities the strings "inf" and "-inf"."""
@@ -62,6 +73,20 @@ def mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(values)
     except (OverflowError, ValueError):  # inf - inf
         return math.nan
+
+
+def touches(overlaps: Sequence[tuple[int, int]], pairs: int) -> list[bool]:
+    """Which pairs of frames (i, i + 1) have a frame in an overlap ``(first frame, frame after the last)``.
+
+    Raises:
+        ValueError: an overlap that is empty or does not lie in the video.
+    """
+    inside = [False] * pairs
+    for start, stop in overlaps:
+        if not 0 <= start < stop <= pairs + 1:
+            raise ValueError(f"expected overlaps (start, stop) within 0..{pairs + 1}, got {(start, stop)}")
+        inside[max(start - 1, 0) : stop] = [True] * (min(stop, pairs) - max(start - 1, 0))
+    return inside
 
 
 def mean_over_videos(results: Sequence[MetricResult]) -> MetricResult:

@@ -10,7 +10,7 @@ or motion of things. Differences of one point are within what wording alone chan
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,8 @@ def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
     from transformers import AutoTokenizer, CLIPModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it loads in a moment, and notebooks keep what is drawn
-    from transformers.utils import logging
-
     folder, shown = Path(folder), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # it loads in a moment, and notebooks keep what is drawn
     parts = [folder / name for name in ("text_encoder", "image_encoder", "tokenizer")]
     try:
         if (folder / "config.json").is_file():
@@ -138,9 +135,14 @@ def embed_frames(frames: np.ndarray, model, preprocess: Callable | None = None) 
     return _embedding(model.get_image_features(pixel_values=pixels.to(next(model.parameters()).device)))
 
 
-def frame_scores(frames: np.ndarray, text: torch.Tensor, model, preprocess: Callable | None = None) -> list[float]:
-    """100 x cosine of each frame with a text embedding of ``embed_text``."""
-    return (100 * embed_frames(frames, model, preprocess) @ text[0]).cpu().double().tolist()
+def agreement(vectors: torch.Tensor, text: torch.Tensor) -> list[float]:
+    """100 x cosine of unit image embeddings ``f d`` with a text embedding of ``embed_text``."""
+    return (100 * vectors @ text[0]).cpu().double().tolist()
+
+
+def distance(vector: torch.Tensor, anchor: torch.Tensor) -> float:
+    """1 - cosine of two unit embeddings ``d``; never under 0."""
+    return max(0.0, 1 - float(vector.double() @ anchor.double()))
 
 
 def clip_score(
@@ -151,6 +153,7 @@ def clip_score(
     preprocess: Callable | None = None,
     clip_name: str | None = None,
     batch: int = 16,
+    seams: Sequence[int] = (),
 ) -> MetricResult:
     """Mean over frames of 100 x cosine(text, frame); higher is better.
 
@@ -162,16 +165,16 @@ def clip_score(
         preprocess: ``uint8 f h w c`` to the model's ``pixel_values``; by default ``clip_preprocess``.
         clip_name: how the protocol names the model; by default its ``name_or_path``.
         batch: frames embedded at once; does not change the value.
+        seams: first frame of each chunk but the first; ``protocol["per_chunk"]`` then has the mean of each chunk.
 
     Raises:
         ValueError: empty prompt, wrong layout or range.
     """
     frames = as_frames(video)
     text = prompt_embedding(prompt, model, tokenizer)
-    scores = [
-        s for i in range(0, len(frames), batch) for s in frame_scores(frames[i : i + batch], text, model, preprocess)
-    ]
-    return clip_score_of(scores, prompt, clip_name or name_of(model), preprocess)
+    parts = [embed_frames(frames[i : i + batch], model, preprocess) for i in range(0, len(frames), batch)]
+    settings = clip_protocol(model, preprocess) | ({} if clip_name is None else {"clip": clip_name})
+    return clip_score_of(agreement(torch.cat(parts), text), prompt, settings, seams)
 
 
 def prompt_embedding(prompt: str, model, tokenizer) -> torch.Tensor:
@@ -187,13 +190,21 @@ def name_of(model) -> str:
     return Path(path).name or type(model).__name__
 
 
-def clip_score_of(
-    scores: Iterable[float], prompt: str, clip_name: str, preprocess: Callable | None = None
-) -> MetricResult:
-    """The result from the score of each frame."""
-    scores = tuple(scores)
+def clip_protocol(model, preprocess: Callable | None) -> dict[str, str]:
+    """Which CLIP looked at the frames, and how they were prepared, for ``MetricResult.protocol``."""
     steps = "shorter side bicubic, centre crop, OpenAI mean and std"
     if preprocess is not None:
         steps = getattr(preprocess, "protocol", "given by the caller")
-    protocol = {"clip": clip_name, "prompt": prompt, "preprocess": steps, "units": "100 x cosine"}
-    return MetricResult("clip_score", mean(scores), per_frame=scores, protocol=protocol)
+    return {"clip": name_of(model), "preprocess": steps}
+
+
+def clip_score_of(
+    scores: Iterable[float], prompt: str, settings: dict[str, str], seams: Sequence[int] = ()
+) -> MetricResult:
+    """The result from the score of each frame and ``clip_protocol``."""
+    scores = tuple(scores)
+    protocol = {**settings, "prompt": prompt, "units": "100 x cosine"}
+    result = MetricResult("clip_score", mean(scores), per_frame=scores, protocol=protocol)
+    if seams:
+        protocol["per_chunk"] = list(result.by_chunk(seams))
+    return result

@@ -202,7 +202,11 @@ def read_video(video: Tensor, reader: Reader, num_sprites: int | None = None, ba
     if num_sprites not in (None, 1, 2) or len(video) == 0:
         raise InputError(f"need a frame and 1 or 2 sprites; got {len(video)} and {num_sprites}")
     device = next(reader.parameters()).device
-    parts = [detect(reader, _frames(chunk.to(device))) for chunk in video.split(batch_size)]
+    return follow([detect(reader, _frames(chunk.to(device))) for chunk in video.split(batch_size)], num_sprites)
+
+
+def follow(parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]], num_sprites: int | None = None) -> Reading:
+    """Joins what :func:`detect` gave for successive frames and follows the sprites; see :func:`read_video`."""
     sprites, ground = ({k: torch.cat([p[i][k] for p in parts]).cpu() for k in parts[0][i]} for i in (0, 1))
     count = (sprites["confidence"] > 0).sum(1)
     if num_sprites is None:

@@ -166,7 +166,7 @@ def _sprite(p: dict[str, torch.Tensor], i: int, x: torch.Tensor, y: torch.Tensor
 def render(
     scenes: Scene | Sequence[Scene],
     num_frames: int = 16,
-    start: int | Sequence[int] = 0,
+    start: float | Sequence[float] = 0,
     size: int = 64,
     device: str | torch.device = "cpu",
     truth: str | None = None,
@@ -176,7 +176,7 @@ def render(
     Args:
         scenes: one scene or several.
         num_frames: frames to draw.
-        start: first frame, one for all or one per scene.
+        start: first frame, one for all or one per scene; any real number, as time is.
         size: pixels along a side.
         device: where to draw.
         truth: ``None``, ``"masks"`` (positions, visibility, instances) or ``"flow"`` (all of it).
@@ -190,7 +190,7 @@ def render(
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
     if not scenes or num_frames < 1 or size < 8:
         raise ValueError(f"need a scene, a frame and 8 pixels; got {len(scenes)}, {num_frames}, {size}")
-    starts = [start] * len(scenes) if isinstance(start, int) else list(start)
+    starts = [start] * len(scenes) if isinstance(start, (int, float)) else list(start)
     extra = 1 if truth == "flow" else 0  # flow looks one frame to each side
     device = torch.device(device)
     offsets = torch.arange(-extra, num_frames + extra, dtype=torch.float64)
