@@ -18,6 +18,7 @@ from torch import Tensor
 
 from st2v_lib.apm import apm_processors, holding
 from st2v_lib.backbone import StreamingUNet
+from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import SchedulerConfig
 
@@ -124,7 +125,7 @@ def randn(shape: tuple[int, ...], generator: torch.Generator | None, like: Tenso
     return torch.randn(shape, generator=generator, device=generator.device if generator else "cpu").to(device)
 
 
-def make_predictor(unet: StreamingUNet, cam: Cam | None = None, cond: Tensor | None = None) -> Predict:
+def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Tensor | None = None) -> Predict:
     """The network as a function of latents, timestep and tokens, for one chunk.
 
     What is constant over a chunk is computed once: CAM's features of the pixels here, APM's mixed contexts when other

@@ -19,6 +19,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import torch
+
 from st2v_lib.errors import InputError, WeightsError
 
 RIVALS = {
@@ -67,4 +69,4 @@ def rival_of(pipe, name: str):
     rival = rivals[name]
     if hasattr(rival, "use_vae"):
         rival.use_vae(pipe.vae)
-    return rival.to(pipe.unet.device, pipe.unet.dtype)
+    return torch.nn.Module.to(rival, pipe.unet.device, pipe.unet.dtype)
