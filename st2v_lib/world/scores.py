@@ -237,6 +237,18 @@ def object_permanence(reading: Reading, prompt: str | PromptTruth) -> dict[str, 
         ``kept``: the share; ``visible``: of frames with the right number seen; ``longest_loss``: frames of the longest
         run that is wrong.
     """
+    visible, kept = frames_kept(reading, prompt)
+    return {
+        "kept": _mean(kept.float()), "visible": _mean(visible.float()),
+        "longest_loss": max((b - a for a, b in _runs(~kept)), default=0),
+    }  # fmt: skip
+
+
+def frames_kept(reading: Reading, prompt: str | PromptTruth) -> tuple[Tensor, Tensor]:
+    """``object_permanence`` frame by frame: the right number of sprites is seen; it is, or may be hidden; ``(f,)`` bool.
+
+    For a part of a video, cut this and not the reading: whether a sprite may be hidden shows before and after the part.
+    """
     truth = _truth(prompt)
     wanted = len(truth.sprites)
     visible = reading.count == wanted
@@ -254,10 +266,7 @@ def object_permanence(reading: Reading, prompt: str | PromptTruth) -> dict[str, 
         place = _hold(reading.positions)
         close = (place[:, 0] - place[:, 1]).norm(dim=-1) < SIZE_RANGE[1]
         kept |= (reading.count == 1) & close
-    return {
-        "kept": _mean(kept.float()), "visible": _mean(visible.float()),
-        "longest_loss": max((b - a for a, b in _runs(~kept)), default=0),
-    }  # fmt: skip
+    return visible, kept
 
 
 def _runs(flags: Tensor) -> list[tuple[int, int]]:
@@ -292,6 +301,6 @@ def motion_kept(positions: Tensor, frames: int = 16) -> dict[str, float]:
 
 
 __all__ = [
-    "PATTERNS", "Identity", "SeamResidual", "bounces", "caption_accuracy", "identity", "identity_error", "motion_kept",
+    "PATTERNS", "Identity", "SeamResidual", "bounces", "caption_accuracy", "frames_kept", "identity", "identity_error", "motion_kept",
     "object_permanence", "overlap_fidelity", "reader_error", "seam_residual", "second_difference",
 ]  # fmt: skip
