@@ -245,7 +245,7 @@ def object_permanence(reading: Reading, prompt: str | PromptTruth) -> dict[str, 
 
 
 def frames_kept(reading: Reading, prompt: str | PromptTruth) -> tuple[Tensor, Tensor]:
-    """``object_permanence`` frame by frame: the right number of sprites is seen; it is, or may be hidden; ``(f,)`` bool.
+    """``object_permanence`` frame by frame: the right number of sprites is seen; it is, or may be hidden; ``(f,)``.
 
     For a part of a video, cut this and not the reading: whether a sprite may be hidden shows before and after the part.
     """
@@ -301,6 +301,6 @@ def motion_kept(positions: Tensor, frames: int = 16) -> dict[str, float]:
 
 
 __all__ = [
-    "PATTERNS", "Identity", "SeamResidual", "bounces", "caption_accuracy", "frames_kept", "identity", "identity_error", "motion_kept",
-    "object_permanence", "overlap_fidelity", "reader_error", "seam_residual", "second_difference",
+    "PATTERNS", "Identity", "SeamResidual", "bounces", "caption_accuracy", "frames_kept", "identity", "identity_error",
+    "motion_kept", "object_permanence", "overlap_fidelity", "reader_error", "seam_residual", "second_difference",
 ]  # fmt: skip
