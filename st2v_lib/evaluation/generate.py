@@ -1,0 +1,124 @@
+"""Many videos at once: base chunks and streams in batches, every video with noise of its own.
+
+A video's noise depends on its own seed and the chunk alone, so neither the batch nor the process it falls in matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from st2v_lib.backbone import decode_latents, vae_downscale
+from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, make_scheduler, randn
+from st2v_lib.streaming import Models, StreamState, next_chunk, start_stream
+
+
+def video_seed(seed: int, index: int) -> int:
+    """The seed of video ``index`` in the run with that seed."""
+    return seed * 1_000_003 + index
+
+
+def tokens(pipe, prompts: Sequence[str]) -> Tensor:
+    """Text tokens of several prompts, ``n l d``."""
+    return torch.cat([pipe.encode_text(p) for p in prompts])
+
+
+def nulls(pipe, count: int) -> Tensor:
+    """The empty prompt's tokens, ``n l d``."""
+    return pipe.encode_text("").expand(count, -1, -1)
+
+
+def models_of(pipe) -> Models:
+    """The pipeline's networks with a scheduler of their own."""
+    return pipe.models(make_scheduler(pipe.cfg.scheduler, pipe.cfg.sampling.sampler))
+
+
+def noise_of(models: Models, seeds: Sequence[int], chunk: int, frames: int, size: int) -> Tensor:
+    """Initial noise of one chunk of several videos, ``n z f h w``."""
+    cells, channels = size // vae_downscale(models.vae), models.unet.config.out_channels
+    device = models.device or models.unet.device
+    shape = (1, channels, frames, cells, cells)
+    return torch.cat([randn(shape, chunk_generator(s, chunk), device) for s in seeds])
+
+
+@torch.no_grad()
+def base_chunks(pipe, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """Stage 1 of several videos, ``n 16 3 h w`` in [-1, 1] on the CPU."""
+    models, s = models_of(pipe), pipe.cfg.sampling
+    text = tokens(pipe, prompts)
+    latents = denoise_chunk(
+        make_predictor(models.unet),
+        models.scheduler,
+        noise_of(models, seeds, 0, pipe.cfg.chunk_frames, pipe.cfg.size),
+        Contexts(text, nulls(pipe, len(prompts)), scale=s.guidance_scale),
+        s.num_inference_steps,
+        s.eta,
+        chunk_generator(seeds[0], 0),
+    )
+    return decode_latents(models.vae, latents, 64).float().cpu()
+
+
+@dataclass
+class Stream:
+    """Several continued videos.
+
+    Attributes:
+        video: ``n f 3 h w`` in [-1, 1] on the CPU, first chunks included.
+        seams: first frame of each chunk but the first.
+        carried, discarded: for each chunk the frames it was given and what it made of them, ``n k 3 h w``.
+    """
+
+    video: Tensor
+    seams: list[int]
+    carried: list[Tensor] = field(default_factory=list)
+    discarded: list[Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def continue_videos(
+    pipe,
+    prompts: Sequence[str],
+    first: Tensor,
+    seeds: Sequence[int],
+    num_frames: int,
+    anchor: Tensor | None = None,
+    before: Callable[[StreamState], StreamState] | None = None,
+    overlaps: bool = False,
+) -> Stream:
+    """Stage 2 of several videos with what the pipeline's config switches on.
+
+    Args:
+        pipe: the pipeline.
+        prompts: one for each video.
+        first: first chunks ``n 16 3 h w`` in [-1, 1].
+        seeds: one for each video.
+        num_frames: length of each, cut to fit.
+        anchor: frames ``n k 3 h w`` that APM keeps to; ``None`` for the first.
+        before: changes the state before each chunk (noise on the condition, say).
+        overlaps: keep carried and discarded frames.
+    """
+    models, sampling = models_of(pipe), pipe.cfg.sampling
+    text, null = tokens(pipe, prompts), nulls(pipe, len(prompts))
+    state = start_stream(models, first, seeds[0], anchor, num_cond_frames=pipe.cfg.chunk_frames // 2)
+    blocks, out, steps, length = [first.cpu()], Stream(first, []), [], first.shape[1]
+    while length < num_frames:
+        if before is not None:
+            state = before(state)
+        carried = state.cond
+        noise = noise_of(models, seeds, state.chunk_index, state.chunk_frames, pipe.cfg.size)
+        keep = (lambda step: steps.append(step.latents)) if overlaps else None
+        block, state = next_chunk(models, state, text, null, sampling, noise=noise, callback=keep)
+        out.seams.append(length)
+        blocks.append(block.cpu())
+        length += block.shape[1]
+        if overlaps:
+            again = decode_latents(models.vae, steps[-1][:, :, : carried.shape[1]], 64).float()
+            out.carried.append(carried.cpu())
+            out.discarded.append(again.cpu())
+            steps.clear()
+    video = torch.cat(blocks, dim=1)[:, :num_frames]
+    return dataclasses.replace(out, video=video, seams=[s for s in out.seams if s < num_frames])

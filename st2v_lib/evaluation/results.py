@@ -1,0 +1,113 @@
+"""Result files: one for each run, that is for each suite, arm, split and seed; written whole or not at all.
+
+A run's *identity* is all that its numbers depend on (config, weights, cases). A file is gone on with only if its
+identity is the same. While a run is under way every batch is a small file of its own in ``<name>.parts``, so an
+interruption loses one batch, and processes never write to one file; ``merge`` makes one file of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from st2v_lib.errors import OutputError, UserError
+
+
+class Run:
+    """One result file.
+
+    Args:
+        folder: of all results.
+        name: file name without ``.json``, ``"cam/add_cond-test-seed0"``.
+        identity: plain JSON values; ``videos`` with another identity are refused.
+
+    Raises:
+        UserError: when the file is there and was made otherwise.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: dict[str, Any]):
+        self.path = Path(folder) / f"{name}.json"
+        self.parts = self.path.with_suffix(".parts")
+        self.identity = json.loads(json.dumps(identity))
+        self.videos: dict[int, dict[str, Any]] = {}
+        self.made_with: list[dict[str, Any]] = []
+        for file in [self.path, *sorted(self.parts.glob("*.json"))]:
+            if file.is_file():
+                self._take(file)
+
+    def _take(self, file: Path) -> None:
+        try:
+            found = json.loads(file.read_text())
+            theirs, videos = found["identity"], found["videos"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is no result file of this kit; move it away") from None
+        if theirs != self.identity:
+            changed = sorted(k for k in {*theirs, *self.identity} if theirs.get(k) != self.identity.get(k))
+            raise UserError(
+                f"{file} was made with other {', '.join(changed)}; remove it, or choose another folder with --results"
+            )
+        self.videos |= {v["index"]: v for v in videos}
+        self.made_with += [m for m in found.get("made_with", []) if m not in self.made_with]
+
+    def add(self, videos: list[dict[str, Any]], made_with: dict[str, Any]) -> None:
+        """Writes one batch's videos, each with its ``index``, as a part."""
+        name = f"{videos[0]['index']:05d}.json"
+        write_json(self.parts / name, {"identity": self.identity, "made_with": [made_with], "videos": videos})
+
+    def merge(self, more: dict[str, Any] | None = None) -> Path:
+        """Makes one file of what there is and removes the parts."""
+        for file in sorted(self.parts.glob("*.json")):
+            self._take(file)
+        seconds = math.fsum(v.get("seconds", 0.0) for v in self.videos.values())
+        content = {
+            "identity": self.identity, **(more or {}), "made_with": self.made_with, "seconds": round(seconds, 1),
+            "videos": [self.videos[i] for i in sorted(self.videos)],
+        }  # fmt: skip
+        write_json(self.path, content)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return self.path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Strict JSON, nan as null, under its name only when it is whole.
+
+    Raises:
+        OutputError: when the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
+        videos = ",\n".join(json.dumps(plain(v), allow_nan=False) for v in content["videos"])
+        temporary.write_text(f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n')
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON types: nan and infinities become None, floats keep six digits."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def read_results(folder: Path, suite: str) -> list[dict[str, Any]]:
+    """All result files of a suite, by name; an empty list when there is none."""
+    return [json.loads(f.read_text()) for f in sorted((Path(folder) / suite).glob("*.json"))]
+
+
+def values_of(result: dict[str, Any], name: str) -> dict[int, float]:
+    """One value a video, by the video's index; nan where it is missing or not defined."""
+    found = {v["index"]: v["values"].get(name) for v in result["videos"]}
+    return {index: math.nan if value is None else float(value) for index, value in found.items()}
