@@ -153,6 +153,9 @@ def _prepare(
     saved = lambda cls, component, make: _fresh_or_saved(cls, out, component, make, resume)  # noqa: E731
     if phase == "vae":
         model = saved(PatchedAutoencoderKL, "vae", lambda: make_vae(cfg.vae))
+        if (out / "unet" / "config.json").exists():  # a base was trained on these latents: they may not change
+            model.encoder.requires_grad_(False)
+            model.quant_conv.requires_grad_(False)
         return (
             vae.VaeStep(model),
             vae.make_batch(seed),

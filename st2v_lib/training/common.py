@@ -103,7 +103,8 @@ def fit(
     Returns:
         The last logged values, with ``step`` and ``seconds``.
     """
-    trainable = [p for p in step_module.parameters() if p.requires_grad]
+    names, trainable = zip(*((n, p) for n, p in step_module.named_parameters() if p.requires_grad))
+    names, trainable = list(names), list(trainable)
     optimizer = torch.optim.AdamW(groups or trainable, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.99))
     base_lr = [g["lr"] for g in optimizer.param_groups]
     step_module.to(acc.device)
@@ -111,12 +112,13 @@ def fit(
     state_file, step, seconds_before = run_dir / "state.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for p, q in zip(trainable, state["model"], strict=True):
-                p.copy_(q)
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
         step, seconds_before = state["step"], state["seconds"]
+        if state.get("names") == names:  # else other parts are trained now: go on from the weights alone
+            with torch.no_grad():
+                for p, q in zip(trainable, state["model"], strict=True):
+                    p.copy_(q)
+            optimizer.load_state_dict(state["optimizer"])
+            ema.load_state_dict(state["ema"])
     ema.to(acc.device)
     wrapped, optimizer = acc.prepare(step_module, optimizer)
     start = last_save = last_log = time.time()
@@ -126,7 +128,7 @@ def fit(
         if not acc.is_main_process:
             return
         state = {
-            "model": [p.detach().cpu() for p in trainable], "optimizer": optimizer.state_dict(),
+            "names": names, "model": [p.detach().cpu() for p in trainable], "optimizer": optimizer.state_dict(),
             "ema": ema.state_dict(), "step": step, "seconds": seconds_before + time.time() - start,
         }  # fmt: skip
         save_atomically(state_file, lambda f: torch.save(state, f))

@@ -128,6 +128,7 @@ def latent_scale(vae: PatchedAutoencoderKL, count: int = 256) -> float:
 
 
 def finish(vae: PatchedAutoencoderKL, out: Path) -> None:
-    """Sets the scaling factor and writes the VAE as fp16 safetensors."""
-    vae.register_to_config(scaling_factor=round(latent_scale(vae), 5))
+    """Sets the scaling factor, unless the encoder was frozen, and writes the VAE as fp16 safetensors."""
+    if any(p.requires_grad for p in vae.encoder.parameters()):
+        vae.register_to_config(scaling_factor=round(latent_scale(vae), 5))
     vae.half().save_pretrained(out)

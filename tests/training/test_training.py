@@ -146,6 +146,27 @@ def test_every_phase_takes_a_step_and_ends_in_valid_files(tmp_path, small, acc):
     assert again["step"] == 3
 
 
+def test_latents_and_text_stay_once_a_base_is_trained_on_them(tmp_path, small, acc):
+    """The decoder and the image tower may go on; what the base has seen is frozen, byte for byte."""
+    from safetensors.torch import load_file
+
+    out = tmp_path / "weights"
+    read = lambda part: load_file(next((out / part).glob("*.safetensors")))  # noqa: E731
+    for phase in ("vae", "clip"):
+        cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=1)
+    scale = lambda: json.loads((out / "vae" / "config.json").read_text())["scaling_factor"]  # noqa: E731
+    first = scale()
+    before = {part: read(part) for part in ("vae", "text_encoder", "image_encoder")}
+    (out / "unet").mkdir()
+    (out / "unet" / "config.json").write_text("{}")
+    for phase in ("vae", "clip"):  # resumes a state that trained more than is trained now
+        assert cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=2)["step"] == 3
+    changed = {part: {k for k, v in read(part).items() if not v.equal(before[part][k])} for part in before}
+    assert changed["vae"] and all(k.startswith(("decoder", "post_quant_conv")) for k in changed["vae"])
+    assert all(k.startswith("text_projection") for k in changed["text_encoder"]) and changed["image_encoder"]
+    assert scale() == first
+
+
 def test_phases_need_the_ones_before_them(tmp_path, monkeypatch, acc):
     monkeypatch.setenv("ST2V_DATA", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="train the phases in order"):
