@@ -23,7 +23,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.cam import BATCH, seen_frames
 from st2v_lib.training.data import FRESH, PREFILL, SEGMENT, Captioner, Pool
-from st2v_lib.training.diffusion import noised, weighted_mse
+from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
 RETURNING = 0.4
@@ -64,7 +64,7 @@ class ApmStep(nn.Module):
             embeds = self.image_encoder(pixel_values=anchor).image_embeds
         tokens = torch.cat([text, self.apm(embeds)], dim=1)
         noise = torch.randn_like(latents)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        t = random_timesteps(self.scheduler, len(latents), latents.device)
         x, target = noised(self.scheduler, latents, noise, t)
         features = self.cam(x, t, tokens, cond=batch["cond"])
         loss = weighted_mse(self.unet(x, t, tokens, cam_features=features), target, batch["mask"])

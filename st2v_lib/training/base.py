@@ -16,7 +16,7 @@ from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frames
-from st2v_lib.training.diffusion import noised, weighted_mse
+from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
@@ -37,7 +37,7 @@ class BaseStep(nn.Module):
         with torch.no_grad():
             text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
         noise = torch.randn_like(latents)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        t = random_timesteps(self.scheduler, len(latents), latents.device)
         x, target = noised(self.scheduler, latents, noise, t)
         return weighted_mse(self.unet(x, t, text), target, batch["mask"]), {}
 

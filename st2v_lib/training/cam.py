@@ -19,7 +19,7 @@ from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.common import fast_math
 from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool
-from st2v_lib.training.diffusion import noised, weighted_mse
+from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 from st2v_lib.world.render import render
 
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
@@ -43,7 +43,7 @@ class CamStep(nn.Module):
         with torch.no_grad():
             text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
         noise = torch.randn_like(latents)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        t = random_timesteps(self.scheduler, len(latents), latents.device)
         x, target = noised(self.scheduler, latents, noise, t)
         features = self.cam(x, t, text, cond=batch["cond"])
         return weighted_mse(self.unet(x, t, text, cam_features=features), target, batch["mask"]), {}

@@ -24,6 +24,13 @@ def noised(scheduler: SchedulerMixin, latents: torch.Tensor, noise: torch.Tensor
     return x, noise
 
 
+def random_timesteps(scheduler: SchedulerMixin, count: int, device: torch.device | str) -> torch.Tensor:
+    """Training timesteps ``(count,)``: each uniform, one from each of ``count`` strata (small batches vary less)."""
+    strata = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
+    steps = scheduler.config.num_train_timesteps
+    return (strata * steps).long().clamp(max=steps - 1)
+
+
 def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weight: float = SPRITE_WEIGHT):
     """Mean squared error with ``weight`` inside sprites.
 
