@@ -18,6 +18,8 @@ PHASES = ("vae", "clip", "reader", "base", "cam", "apm", "enhancer", "all")
 ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
 )  # fmt: skip
+SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
+DRAWINGS = ("floors", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14")
 DEMO_DIR = Path("outputs/demo")
 
 
@@ -36,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_metrics(commands)
     _add_train(commands)
+    _add_evaluate(commands)
+    _add_reproduce(commands)
     _add_convert(commands)
     _add_doctor(commands)
     return parser
@@ -132,6 +136,33 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         help="streaming_t2v.ckpt; its safetensors split, a file or a folder; or MS-Vid2Vid-XL's .pth",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="gets unet, cam, apm or enhancer, fp16")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "evaluate", "st2v_lib.evaluation.cli", "run a fair test and write result files")
+    parser.add_argument("suite", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
+    parser.add_argument("--split", choices=("dev", "test"), default="dev", help="test is for reported tables only")
+    parser.add_argument("--prompts", type=int, metavar="N", help="videos of each run (default: the suite's)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of the noise; a run each")
+    parser.add_argument("--frames", type=int, metavar="N", help="length of the videos (default: the suite's)")
+    parser.add_argument("--sprites", type=int, choices=(1, 2), default=1, help="in each scene (default: 1)")
+    parser.add_argument("--speed", choices=("world", "fast"), default="world", help="fast: 8 px a frame and more")
+    parser.add_argument("--arms", type=Path, nargs="+", default=[], metavar="DIR", help="arms made by st2v train ARM")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of the other arms (default: shipped)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where files go (default: data/results)")
+    parser.add_argument("--batch", type=int, metavar="N", help="videos made together (default: the suite's)")
+    parser.add_argument("--estimate", action="store_true", help="say how long it would take, and stop")
+    _add_preset(parser)
+    _add_device(parser)
+
+
+def _add_reproduce(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "reproduce", "st2v_lib.evaluation.reproduce", "draw a table or figure from result files")
+    parser.add_argument("what", choices=(*DRAWINGS, "all"), metavar="WHAT", help=f"{', '.join(DRAWINGS)}, all")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="whose results (default: test)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where they lie (default: data/results)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where drawings go (default: outputs/reproduce)")
 
 
 def _add_doctor(commands: argparse._SubParsersAction) -> None:

@@ -1,0 +1,136 @@
+"""Figures from result files: stability over length, x-t slices (Fig. 4, 12) and strips of frames (Fig. 14)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from st2v_lib.evaluation.paper import STABILITY
+from st2v_lib.evaluation.statistics import interval
+from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, show
+
+CURVES = {
+    "mawe_code": "MAWE (code's formula, native size)", "clip_score": "CLIP score (the small CLIP)",
+    "pattern_error": "frames with another pattern", "shade_error": "shade error",
+}  # fmt: skip
+
+
+def stability(results: Path, split: str, out: Path) -> str:
+    """Scores of the first n frames, the paper's beside; a curve for each arm."""
+    found = groups(results, "long", split)
+    parts = ["## stability\n"]
+    if not found:
+        rows = [[str(n), NOT_RUN, NOT_RUN, f"{m:g}", f"{c:g}"] for n, (m, c) in STABILITY.items()]
+        head = ["first n frames", "MAWE ↓", "CLIP ↑", "paper's MAWE", "paper's CLIP"]
+        return "\n".join([*parts, markdown(head, rows), "\n`st2v evaluate long --split test`\n"])
+    for k, group in enumerate(found):
+        curves = {arm: curve_of(runs) for arm, runs in group.rows.items()}
+        rows = []
+        for arm, curve in curves.items():
+            for n, values in curve.items():
+                paper = STABILITY.get(n, ("", ""))
+                cells = [show(interval(values[name])) for name in CURVES]
+                rows.append([arm, str(n), *cells, *(f"{v}" for v in paper)])
+        head = ["arm", "first n frames", *CURVES.values(), "paper's MAWE", "paper's CLIP"]
+        name = f"stability-{k}.png"
+        _plot(curves, group.title, out / name)
+        parts += [f"### {group.title}\n", markdown(head, rows), f"\n![{group.title}]({name})\n"]
+    return "\n".join(parts)
+
+
+def curve_of(runs: Sequence[dict[str, Any]]) -> dict[int, dict[str, list[float]]]:
+    """Length -> value -> one number a video of every run."""
+    curve: dict[int, dict[str, list[float]]] = {}
+    for video in (v for r in runs for v in r["videos"]):
+        details = video.get("details", {})
+        for i, n in enumerate(details.get("frames", [])):
+            at = curve.setdefault(n, {name: [] for name in CURVES})
+            for name in CURVES:
+                value = details[name][i]
+                at[name].append(math.nan if value is None else value)
+    return dict(sorted(curve.items()))
+
+
+def _plot(curves: dict[str, dict[int, dict[str, list[float]]]], title: str, path: Path) -> None:
+    figure, axes = _figure(1, len(CURVES), 3.2, 2.6)
+    for axis, (name, label) in zip(axes[0], CURVES.items()):
+        for arm, curve in curves.items():
+            found = [interval(at[name]) for at in curve.values()]
+            axis.plot(list(curve), [f.mean for f in found], "o-", ms=3, label=arm)
+            axis.fill_between(list(curve), [f.low for f in found], [f.high for f in found], alpha=0.2)
+        axis.set(title=label, xlabel="first n frames")
+    axes[0][0].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def fig4(results: Path, split: str, out: Path) -> str:
+    """x-t slices of naive concatenation, shared noise and randomized blending, beside the truth."""
+    rows = {"truth": ("code", "xt_truth"), "B": ("B", "xt"), "B+S": ("B+S", "xt"), "randomized": ("code", "xt")}
+    return _pictures("fig4", "blending", rows, results, split, out)
+
+
+def fig12(results: Path, split: str, out: Path) -> str:
+    """x-t slices of CAM and its rivals, from the same first chunk."""
+    names = ("rendering", "cam", "cam-shipped", "concat_cond", "add_cond", "none")
+    return _pictures("fig12", "cam", {name: (name, "xt") for name in names}, results, split, out)
+
+
+def fig14(results: Path, split: str, out: Path) -> str:
+    """Frames of a hidden-sprite case with APM, without, and as it should be."""
+    names = ("rendering", "apm", "with", "apm_null", "alpha0")
+    return _pictures("fig14", "apm", {name: (name, "strip") for name in names}, results, split, out, wide=True)
+
+
+def _pictures(
+    what: str, suite: str, rows: dict[str, tuple[str, str]], results: Path, split: str, out: Path, wide: bool = False
+) -> str:
+    """Pictures of the first videos of several arms, drawn together; arms without one say so."""
+    found = groups(results, suite, split)
+    group = max(found, key=lambda g: len(g.rows), default=Group(suite, {}))
+    pictures = {title: pictures_of(group, arm, kind) for title, (arm, kind) in rows.items()}
+    count = max((len(p) for p in pictures.values()), default=0) or 1
+    if wide:
+        figure, axes = _figure(len(rows) * count, 1, 9, 0.9)
+        places = {(title, i): axes[i * len(rows) + k][0] for k, title in enumerate(rows) for i in range(count)}
+    else:
+        figure, axes = _figure(count, len(rows), 1.9, 2.4)
+        places = {(title, i): axes[i][k] for k, title in enumerate(rows) for i in range(count)}
+    for (title, i), axis in places.items():
+        axis.set(xticks=[], yticks=[], title=title)
+        axis.title.set_fontsize(8)
+        if i < len(pictures[title]):
+            axis.imshow(_read(results / suite / pictures[title][i]), aspect="equal" if wide else "auto")
+        else:
+            axis.text(0.5, 0.5, NOT_RUN, ha="center", va="center", transform=axis.transAxes)
+    figure.savefig(out / f"{what}.png", dpi=150)
+    missing = [title for title, found in pictures.items() if not found]
+    text = f"## {what}\n\n![{group.title}]({what}.png)\n"
+    return text + (f"\nnot run: {', '.join(missing)} (`st2v evaluate {suite} --split {split}`)\n" if missing else "")
+
+
+def pictures_of(group: Group, arm: str, kind: str) -> list[str]:
+    """File names of an arm's pictures of that kind, by video."""
+    for run in group.rows.get(arm, []):
+        names = [v["pictures"][kind] for v in run["videos"] if kind in v.get("pictures", {})]
+        if names:
+            return names
+    return []
+
+
+def _read(path: Path):
+    import cv2
+
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    """A figure without a window, and its axes as rows of columns."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -1,0 +1,103 @@
+"""``st2v reproduce WHAT``: tables and figures of the paper from result files alone; nothing is generated here.
+
+What was not run says so. Below each table stands what of the paper's claims agrees; reasons that were looked into are
+kept by hand in ``data/results/<suite>/notes.md`` and shown with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from st2v_lib.errors import OutputError
+from st2v_lib.evaluation import figures, floors_table, paper
+from st2v_lib.evaluation.tables import Column, claims_text, groups, table
+from st2v_lib.manifest import data_dir
+
+CAM_COLUMNS = (
+    Column("seam_residual", "seam residual, px", -1), Column("overlap_psnr", "overlap PSNR, dB", 1),
+    Column("overlap_position", "overlap distance, px", -1), Column("motion_over_true", "motion over true"),
+    Column("scuts", "SCuts", -1), Column("permanence", "permanence", 1, percent=True),
+    Column("late_pattern_kept", "pattern kept", 1, percent=True),
+    Column("late_background_shade_error", "background shade error", -1), Column("mawe_code", "MAWE", -1),
+)  # fmt: skip
+CAM_ARMS = ("none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam")
+APM_COLUMNS = (
+    Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
+    Column("waiting", "frames waited"), Column("pattern_kept", "pattern kept", 1, percent=True),
+    Column("shade_error", "shade error", -1), Column("size_error", "size error", -1),
+    Column("background_shade_error", "background shade error", -1),
+)  # fmt: skip
+BLENDING_COLUMNS = (
+    Column("flow_deviation", "flow deviation, px", -1), Column("flow_deviation_over_true", "less the true one"),
+    Column("psnr", "PSNR, dB", 1), Column("fine_energy", "fine energy over true"),
+    Column("detail_correlation", "detail like the truth", 1), Column("chunk_agreement", "chunks agree", 1),
+    Column("high_pass_correlation", "detail travels", 1), Column("high_pass_difference", "in overlaps less elsewhere"),
+)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry point of the command line; prints each drawing and writes it to ``--out``."""
+    results, out = Path(args.results or data_dir() / "results"), Path(args.out or "outputs/reproduce")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}") from error
+    for what in DRAW if args.what == "all" else (args.what,):
+        text = DRAW[what](results, args.split, out)
+        (out / f"{what}.md").write_text(text)
+        print(text)
+    return 0
+
+
+def tables_of(
+    what: str, suites: dict[str, tuple], columns: tuple[Column, ...], beside: dict[str, str], results: Path, split: str
+) -> str:
+    """Tables of several suites with the same columns; ``suites`` gives each one's arms and reference."""
+    parts = [f"## {what}\n"]
+    for suite, (arms, reference) in suites.items():
+        found = groups(results, suite, split)
+        if not found:
+            parts.append(f"### {suite}: not run\n\n`st2v evaluate {suite} --split {split}`\n")
+        for group in found:
+            parts.append(table(group, arms, columns, beside, reference))
+            if suite == what.removeprefix("table-") and what in paper.CLAIMS:
+                parts.append(claims_text(group, paper.CLAIMS[what]))
+        notes = results / suite / "notes.md"
+        if notes.is_file():
+            parts.append(notes.read_text())
+    return "\n".join(parts)
+
+
+def table_cam(results: Path, split: str, out: Path) -> str:
+    """CAM against its rivals, and what spoils its condition (paper §5.3)."""
+    beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
+    suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
+    return tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
+
+
+def table_apm(results: Path, split: str, out: Path) -> str:
+    """APM with and without its anchor, and the choice of anchor (paper §5.3, §9.2)."""
+    beside = {"apm": paper.APM["with"], "apm_null": paper.APM["without"]}
+    suites = {
+        "apm": (("apm", "apm_null", "alpha0"), "apm_null"),
+        "apm-anchors": (("first_frame", "hidden_frame", "mean_of_8", "wrong_video"), "first_frame"),
+    }
+    return tables_of("table-apm", suites, APM_COLUMNS, beside, results, split)
+
+
+def table_blending(results: Path, split: str, out: Path) -> str:
+    """Blending laws and the enhancer's sweep (paper §5.3, §9.3)."""
+    beside = {arm: f"flow deviation {value:g}" for arm, value in paper.FLOW_DEVIATION.items()}
+    suites = {
+        "blending": (("bicubic", "vae_of_truth", "B", "B+S", "code", "paper"), "code"),
+        "blending-sweep": ((), None),
+    }
+    return tables_of("table-blending", suites, BLENDING_COLUMNS, beside, results, split)
+
+
+DRAW: dict[str, Callable[[Path, str, Path], str]] = {
+    "floors": floors_table.floors, "table-cam": table_cam, "table-apm": table_apm, "table-blending": table_blending,
+    "stability": figures.stability, "fig4": figures.fig4, "fig12": figures.fig12, "fig14": figures.fig14,
+}  # fmt: skip
