@@ -1,0 +1,162 @@
+"""Tables and figures come from result files alone, and say what was not run."""
+
+import numpy as np
+import pytest
+
+from st2v_lib import cli
+from st2v_lib.errors import UserError
+from st2v_lib.evaluation import floors_table, reproduce
+from st2v_lib.evaluation.cli import SUITES
+from st2v_lib.evaluation.reproduce import CAM_COLUMNS
+from st2v_lib.evaluation.results import write_json
+from st2v_lib.evaluation.statistics import Interval
+from st2v_lib.evaluation.tables import groups, show, table
+
+
+def write(folder, suite, arm, values, seed=0, training=None, frames=80, **more):
+    """A result file whose videos have ``values[name][i]``."""
+    count = len(next(iter(values.values())))
+    videos = [
+        {
+            "index": i,
+            "prompt": "p",
+            "values": {k: v[i] for k, v in values.items()},
+            **{k: v[i] for k, v in more.items()},
+        }
+        for i in range(count)
+    ]
+    name = arm if training is None else f"{arm}-{training['seed']}"
+    identity = {
+        "suite": suite, "arm": name, "split": "test", "seed": seed, "training": training,
+        "options": {"frames": frames, "sprites": 1, "speed": "world"},
+    }  # fmt: skip
+    write_json(folder / suite / f"{name}-seed{seed}.json", {"identity": identity, "made_with": [], "videos": videos})
+
+
+def trained(arm, seed, clips=4000, base="b"):
+    return {"arm": arm, "seed": seed, "clips": clips, "clips_asked": clips, "base_sha256": base}
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    video = np.arange(20.0)
+    for seed in (0, 1, 2):
+        write(
+            folder,
+            "cam",
+            "cam",
+            {"seam_residual": list(video / 10), "scuts": [0.0] * 20},
+            training=trained("cam", seed),
+        )
+        rival = {"seam_residual": list(video / 10 + 1), "scuts": [0.0] * 20}
+        write(folder, "cam", "add_cond", rival, training=trained("add_cond", seed))
+    write(folder, "cam", "none", {"seam_residual": list(video / 10 + 5), "scuts": [1.0] * 20})
+    return folder
+
+
+def test_rows_intervals_differences_and_what_is_missing(results):
+    (group,) = groups(results, "cam", "test")
+    text = table(group, ("none", "concat_cond", "add_cond", "cam"), CAM_COLUMNS[:1], {"cam": "SCuts 0.03"}, "cam")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "not run" in rows["concat_cond"]
+    assert "0.950 [" in rows["cam"] and "SCuts 0.03" in rows["cam"]
+    assert "1 × 3 trained" in rows["cam"] and "| 20 " in rows["cam"]
+    differences = text.split("\n\n")[-1]
+    assert "+1.00 [+1.00, +1.00] (worse)" in differences, "the same videos differ by exactly 1"
+    assert "concat_cond" not in differences
+
+
+def test_the_papers_claims_are_tested(results):
+    text = reproduce.table_cam(results, "test", results)
+    assert "smoother joints with CAM than with Add-Cond: **agrees**" in text
+    assert "fewer cuts with CAM than with Add-Cond: **tie**" in text
+    assert "smoother joints with CAM than with Conc-Cond: **not run**" in text
+    (results / "cam" / "notes.md").write_text("Because the clips are few.\n")
+    assert "Because the clips are few." in reproduce.table_cam(results, "test", results)
+
+
+def test_budgets_and_bases_are_not_mixed(results):
+    write(results, "cam", "cam_x", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
+    titles = [g.title for g in groups(results, "cam", "test")]
+    assert len(titles) == 2 and "1000 clips" in titles[0] and "4000 clips" in titles[1]
+    assert groups(results, "cam", "dev") == []
+    write(results, "cam", "cam_y", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 1, base="another"))
+    with pytest.raises(UserError, match="different base models"):
+        groups(results, "cam", "test")
+
+
+def test_floors_compare_with_the_readers_ceiling(tmp_path):
+    folder = tmp_path / "results"
+    part = {"colour": [1.0] * 19 + [0.0], "shape": [1.0] * 10 + [0.0] * 10}
+    write(folder, "first-chunk", "generated", part, frames=16)
+    write(folder, "first-chunk", "rendering", {"colour": [1.0] * 20, "shape": [1.0] * 20}, frames=16)
+    write(folder, "cam", "full-shipped", {"seam_residual": [0.1, 0.2, 0.15]})
+    rows = {r[0]: r for r in floors_table.first_chunk(folder, "test") + floors_table.seams(folder, "test")}
+    assert rows["first chunk: colour"][3] == "yes" and rows["first chunk: shape"][3] == "no"
+    assert rows["seam residual with CAM"][3] == "yes"
+    text = floors_table.floors(folder, "test", tmp_path)
+    assert "motion kept" in text and "not run" in text
+
+
+def test_every_drawing_works_without_results(tmp_path, capsys):
+    assert cli.main(["reproduce", "all", "--results", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("not run") > 10
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"floors.md", "table-cam.md", "table-apm.md", "fig4.png", "fig12.png", "fig14.png"} <= names
+
+
+def test_pictures_and_curves_are_drawn(tmp_path):
+    import cv2
+
+    folder, out = tmp_path / "results", tmp_path / "out"
+    out.mkdir()
+    curve = {"frames": [120, 240], "mawe_code": [1.0, None], "clip_score": [30.0, 31.0]}
+    curve |= {"pattern_error": [0.0, 0.1], "shade_error": [0.0, 0.2]}
+    write(folder, "long", "full", {"motion": [1.0, 2.0]}, frames=240, details=[curve, curve])
+    text = reproduce.figures.stability(folder, "test", out)
+    assert "43.25" in text and (out / "stability-0.png").stat().st_size > 5000
+    for arm in ("B", "code"):
+        pictures = [{"xt": f"{arm}.png", "xt_truth": f"{arm}.png"}]
+        write(folder, "blending", arm, {"psnr": [1.0]}, pictures=pictures)
+        cv2.imwrite(str(folder / "blending" / f"{arm}.png"), np.full((24, 128, 3), 90, np.uint8))
+    text = reproduce.figures.fig4(folder, "test", out)
+    assert "not run: B+S" in text and (out / "fig4.png").stat().st_size > 5000
+
+
+def test_the_command_line_names_what_exists(tmp_path, capsys):
+    assert set(cli.SUITES) == set(SUITES)
+    assert set(cli.DRAWINGS) == set(reproduce.DRAW)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["reproduce", "fig4", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_numbers_are_shown_in_three_digits():
+    assert show(Interval(0.12345, 0.1, 0.2, 9)) == "0.123 [0.100, 0.200]"
+    assert show(Interval(0.5, 0.25, 0.75, 9), percent=True) == "50.0 % [25.0, 75.0]"
+    assert show(Interval(float("nan"), 0, 0, 0)) == "–"
+
+
+def test_the_full_run_plans_every_arm_once_and_uses_what_it_trains(tmp_path):
+    from pathlib import Path
+
+    from st2v_lib.evaluation import full_run
+
+    weights, arms = Path("data/weights/tiny"), tmp_path / "arms"
+    commands = full_run.training(weights, arms, 0.01)
+    parser = cli.build_parser()
+    parsed = [parser.parse_args(c) for c in commands]
+    assert len({p.out for p in parsed}) == len(parsed)
+    assert {p.phase for p in parsed} >= {"cam", "apm", *cli.ARMS}
+    assert all(p.source == weights or p.source in {q.out for q in parsed} for p in parsed)
+    assert [p.source.name for p in parsed if p.phase == "apm"] == [f"cam-160-{s}" for s in (0, 1, 2)]
+    used = set()
+    for command in full_run.evaluation(weights, arms, tmp_path, "test", 0.01):
+        used |= set(parser.parse_args(command).arms)
+    assert used == {p.out for p in parsed}
+    assert not full_run.trained_already(commands[0])
+    parsed[0].out.mkdir(parents=True)
+    (parsed[0].out / "arm.json").write_text('{"clips": 160}')
+    assert full_run.trained_already(commands[0])
