@@ -135,6 +135,11 @@ def embed_frames(frames: np.ndarray, model, preprocess: Callable | None = None) 
     return _embedding(model.get_image_features(pixel_values=pixels.to(next(model.parameters()).device)))
 
 
+def embed_video(frames: np.ndarray, model, preprocess: Callable | None = None, batch: int = 16) -> torch.Tensor:
+    """``embed_frames`` by batches, for long videos."""
+    return torch.cat([embed_frames(frames[i : i + batch], model, preprocess) for i in range(0, len(frames), batch)])
+
+
 def agreement(vectors: torch.Tensor, text: torch.Tensor) -> list[float]:
     """100 x cosine of unit image embeddings ``f d`` with a text embedding of ``embed_text``."""
     return (100 * vectors @ text[0]).cpu().double().tolist()
@@ -172,9 +177,9 @@ def clip_score(
     """
     frames = as_frames(video)
     text = prompt_embedding(prompt, model, tokenizer)
-    parts = [embed_frames(frames[i : i + batch], model, preprocess) for i in range(0, len(frames), batch)]
+    vectors = embed_video(frames, model, preprocess, batch)
     settings = clip_protocol(model, preprocess) | ({} if clip_name is None else {"clip": clip_name})
-    return clip_score_of(agreement(torch.cat(parts), text), prompt, settings, seams)
+    return clip_score_of(agreement(vectors, text), prompt, settings, seams)
 
 
 def prompt_embedding(prompt: str, model, tokenizer) -> torch.Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from st2v_lib.metrics.base import MetricResult, mean, undefined
-from st2v_lib.metrics.clip_score import clip_protocol, distance, embed_frames
+from st2v_lib.metrics.clip_score import clip_protocol, distance, embed_video
 from st2v_lib.metrics.flicker import LUMA
 from st2v_lib.metrics.flow import flow_protocol, frame_pairs
 from st2v_lib.metrics.motion import pair_motion
@@ -88,7 +88,7 @@ def drift(
         motions = [pair_motion(pair) for pair in frame_pairs(frames, flow, flows, size)]
         protocol = {"motion": flow_protocol(flow, flows, size)}
     if clip is not None:
-        vectors = [embed_frames(frame[None], clip, preprocess)[0] for frame in frames]
+        vectors = embed_video(frames, clip, preprocess)
         distances = [distance(vector, vectors[0]) for vector in vectors]
         protocol["clip_distance"] = clip_protocol(clip, preprocess)
     return drift_of([frame_look(frame) for frame in frames], motions, distances, protocol, share)

@@ -73,7 +73,8 @@ def mawe(
             ``floor_at`` of the measured size.
 
     Returns:
-        The value, ``per_pair`` ratios (NaN for pairs left out) and the protocol with the indices of those pairs.
+        The value, ``per_pair`` ratios (NaN for pairs left out) and the protocol, with the indices of those pairs and
+        the means of error and motion over the others.
 
     Raises:
         ValueError: unknown variant, fewer than two frames, wrong layout or range, flows that do not fit.
@@ -127,6 +128,9 @@ def mawe_of(
         "pairs": len(terms),
         "static_pairs": static,
     }
+    if used:
+        protocol["mean_error"] = mean([terms[i][0] for i in used])
+        protocol["mean_motion"] = mean([terms[i][1] for i in used])
     if variant == "paper":
         protocol = {"occlusion": "forward-backward check", **protocol, "fully_occluded_pairs": hidden}
     if not used:

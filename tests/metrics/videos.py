@@ -51,3 +51,36 @@ def static(frames: int, h: int = 48, w: int = 64, seed: int = 0) -> np.ndarray:
 
 def noise(frames: int, h: int = 48, w: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, h, w, 3), dtype=np.uint8)
+
+
+def zoom(frames: int, side: int, factor: float, seed: int = 0) -> np.ndarray:
+    """A texture that grows by ``factor`` a frame about the centre of the picture, ``(side - 1) / 2``."""
+    big = texture(4 * side, 4 * side, seed, blur=8.0)
+    centre, out = (4 * side - 1) / 2, []
+    for i in range(frames):
+        step = 4 / factor**i
+        shift = centre - step * (side - 1) / 2
+        warp = np.array([[step, 0, shift], [0, step, shift]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        out.append(cv2.warpAffine(cv2.GaussianBlur(big, (0, 0), 2.0), warp, (side, side), flags=flags))
+    return np.stack(out)
+
+
+def zoom_flow(frames: int, side: int, factor: float) -> np.ndarray:
+    """The true flow of ``zoom``: away from the centre by ``factor - 1`` of the distance."""
+    away = (np.arange(side, dtype=np.float32) - (side - 1) / 2) * (factor - 1)
+    flow = np.stack(np.broadcast_arrays(away[None, :], away[:, None]))
+    return np.repeat(flow[None], frames - 1, axis=0).astype(np.float32)
+
+
+def flicker(frames: int, amplitude: int, h: int = 48, w: int = 64) -> np.ndarray:
+    """A still picture whose brightness alternates by +-amplitude; grey levels stay inside 0..255."""
+    base = (texture(h, w).astype(np.float32) * 0.5 + 60).astype(np.uint8)
+    sign = np.where(np.arange(frames) % 2, -1, 1)[:, None, None, None]
+    return (base[None].astype(np.int16) + amplitude * sign).astype(np.uint8)
+
+
+def fade(frames: int, end: float, h: int = 48, w: int = 64) -> np.ndarray:
+    """A still picture that drifts slowly towards grey 127: what is left of it falls from 1 to ``end``."""
+    left = np.linspace(1, end, frames)[:, None, None, None]
+    return (127 + (static(frames, h, w).astype(np.float32) - 127) * left).round().astype(np.uint8)
