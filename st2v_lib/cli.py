@@ -14,7 +14,7 @@ from st2v_lib.config import PRESETS
 from st2v_lib.errors import UserError
 
 SAMPLERS = ("dpm++", "ddim")
-PHASES = ("vae", "clip", "reader", "base", "cam", "apm", "enhancer", "all")
+PHASES = ("vae", "clip", "reader", "image", "base", "cam", "apm", "enhancer", "all")
 ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
 )  # fmt: skip
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"st2v {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_generate(commands)
+    _add_stream(commands)
     _add_metrics(commands)
     _add_train(commands)
     _add_evaluate(commands)
@@ -98,6 +99,31 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
 
 
+def _add_stream(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands, "stream", "st2v_lib.stream_cli", "make a video that plays while it grows, and may go on for ever"
+    )
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
+    parser.add_argument("--frames", type=int, metavar="N", help="length, 16 or more (default: until it is stopped)")
+    parser.add_argument("--seed", type=int, help="same seed, same frames (default: 0)")
+    parser.add_argument("--session", type=Path, metavar="DIR", help="where its checkpoints go (default: outputs/…)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the session in DIR")
+    parser.add_argument("--branch", type=Path, metavar="DIR", help="another future of the session in DIR; needs --at")
+    parser.add_argument("--at", type=int, metavar="K", help="the first chunk that is made anew")
+    parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="the growing video (default: DIR/live.mp4)")
+    parser.add_argument(
+        "--prompt-at", nargs=2, action="append", default=[], metavar=("FRAME", "PROMPT"),
+        help="another prompt from that frame on; may be given several times",
+    )  # fmt: skip
+    _add_preset(parser)
+    _add_device(parser)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's; the paper's setting is ddim")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a chunk (default: the preset's)")
+    parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
+    parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
+
+
 def _add_metrics(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "metrics", "st2v_lib.metrics.cli", "measure a video")
     parser.add_argument("video", type=Path, metavar="VIDEO", help="mp4, folder of png or jpg, .npy or .npz")
@@ -119,7 +145,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     _add_preset(parser)
     _add_device(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where weights and curves go")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where prepared training data lies or is kept")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="cam, apm: train on its videos and captions.jsonl")
     parser.add_argument("--batch-scale", type=float, default=1.0, metavar="X", help="multiplies batch sizes")
     parser.add_argument("--compile", action="store_true", help="compile transformer blocks (needs a C++ compiler)")
     parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")

@@ -1,7 +1,10 @@
-"""Trains the tiny text-to-video base: single frames first (appearance, captions), then 4-frame clips, then 16.
+"""Trains the tiny text-to-video base: still images first (appearance, captions), then 16-frame clips.
 
-Paper §3 and Tab. 12; the loss is weighted up inside sprites, where all the motion is. Clips take turns with batches of
-single frames (joint image and video training, arXiv 2204.03458): sixteen scenes for the cost of one clip.
+Paper §3 and Tab. 12. As public video models grew out of image models, the 3-D UNet starts as its 2-D twin: the stock
+``UNet2DConditionModel`` has the same spatial layers under the same names and trains several times faster on images.
+:func:`inflate` carries them over and closes the temporal branches, so that training on clips starts from the image
+model exactly. Clips then take turns with single frames (joint training, arXiv 2204.03458): sixteen scenes for the cost
+of one clip. The loss is weighted up inside sprites, where all the motion is.
 """
 
 from __future__ import annotations
@@ -9,19 +12,86 @@ from __future__ import annotations
 import random
 
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
-from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.config import StreamingT2VConfig, UNetConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frames
 from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
-STAGES = ((800, (1,)), (300, (4,)), (None, (16, 1)))  # steps, and the clip lengths that take turns
-BATCH = {1: 64, 4: 32, 16: 8}  # clips a step, by length
+TURNS = ((16, 8), (1, 64))  # frames and batch size of the steps, in turn
+IMAGES, IMAGE_REUSE, IMAGE_POOL = 128, 4, 65536  # images a step, times each is used on average, images kept
+
+
+def make_image_unet(config: UNetConfig) -> UNet2DConditionModel:
+    """The 2-D twin of the UNet: its spatial layers, under the same names."""
+    return UNet2DConditionModel(
+        sample_size=config.sample_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        down_block_types=tuple(t.replace("3D", "2D") for t in config.down_block_types),
+        up_block_types=tuple(t.replace("3D", "2D") for t in config.up_block_types),
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=tuple(c // config.attention_head_dim for c in config.block_out_channels),  # heads, in truth
+        use_linear_projection=True,
+    )
+
+
+@torch.no_grad()
+def inflate(unet: StreamingUNet, image_unet: UNet2DConditionModel) -> StreamingUNet:
+    """Gives the UNet its twin's spatial layers and closes its temporal branches: each frame is now the twin's image."""
+    unet.load_state_dict(image_unet.state_dict(), strict=False)
+    for module in unet.modules():
+        last = {TransformerTemporalModel: "proj_out", TemporalConvLayer: "conv4"}.get(type(module))
+        for parameter in getattr(module, last).parameters() if last else ():
+            parameter.zero_()
+    return unet
+
+
+class ImageStep(nn.Module):
+    """Denoising loss of the 2-D twin with text; the text encoder is frozen."""
+
+    def __init__(
+        self, cfg: StreamingT2VConfig, image_unet: UNet2DConditionModel, text_encoder: CLIPTextModelWithProjection
+    ):
+        super().__init__()
+        self.unet, self.text_encoder = image_unet, text_encoder.requires_grad_(False).eval()
+        self.scheduler = make_scheduler(cfg.scheduler, "ddim")
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        latents = batch["latents"]
+        with torch.no_grad():
+            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+        t = random_timesteps(self.scheduler, len(latents), latents.device)
+        x, target = noised(self.scheduler, latents, torch.randn_like(latents), t)
+        prediction = self.unet(x[:, :, 0], t, text, return_dict=False)[0].unsqueeze(2)
+        return weighted_mse(prediction, target, batch["mask"]), {}
+
+
+def make_image_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
+    """Batch number ``n`` of single frames, from a pool in which each is used :data:`IMAGE_REUSE` times on average."""
+    captions, pool, count = Captioner(), [], max(1, round(IMAGES * batch_scale))
+
+    def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"image/{seed}/{rank}/{n}")
+        latents, mask, scenes = single_frames(vae, rng, max(1, count // IMAGE_REUSE) if pool else 4 * count)
+        pool.extend(zip(latents.half(), mask.half(), scenes))
+        del pool[:-IMAGE_POOL]
+        latents, mask, scenes = zip(*(pool[rng.randrange(len(pool))] for _ in range(count)))
+        ids = captions(list(scenes), rng, TEXT_DROPOUT)
+        return {"latents": torch.stack(latents).float(), "mask": torch.stack(mask).float(), "ids": ids}
+
+    return batch
 
 
 class BaseStep(nn.Module):
@@ -42,35 +112,19 @@ class BaseStep(nn.Module):
         return weighted_mse(self.unet(x, t, text), target, batch["mask"]), {}
 
 
-def stage_at(step: int) -> tuple[int, int]:
-    """Frames and batch size of a training step."""
-    for steps, lengths in STAGES:
-        if steps is None or step < steps:
-            frames = lengths[step % len(lengths)]
-            return frames, BATCH[frames]
-        step -= steps
-    raise AssertionError("the last stage has no end")
-
-
-def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, trained: bool = False, batch_scale: float = 1.0):
-    """Batch number ``n`` of the stage it falls in.
-
-    Args:
-        trained: the network has been through the first stages in an earlier run: go straight to the last.
-        batch_scale: multiplies the batch sizes.
-    """
-    skipped = sum(steps for steps, *_ in STAGES[:-1]) if trained else 0
+def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
+    """Batch number ``n``: clips and single frames in turn; ``batch_scale`` multiplies their number."""
     captions, pools = Captioner(), {}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"base/{seed}/{rank}/{n}")
-        frames, count = stage_at(n + skipped)
+        frames, count = TURNS[n % len(TURNS)]
         count = max(1, round(count * batch_scale))
         if frames == 1:
             latents, mask, scenes = single_frames(vae, rng, count)
         else:
             if rank not in pools:
-                pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + skipped, rank=rank)
+                pools[rank] = Pool(vae, seed=seed * 1_000_003 + n, rank=rank)
                 pools[rank].grow(PREFILL)
             pools[rank].grow(FRESH)
             latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames, in_sight=IN_SIGHT)

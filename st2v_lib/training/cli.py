@@ -20,15 +20,28 @@ from st2v_lib.errors import UserError
 from st2v_lib.manifest import weights_dir, write_manifest
 from st2v_lib.training import common, diffusion, rivals
 
-SHARES = {"vae": 0.15, "clip": 0.12, "reader": 0.08, "base": 0.37, "cam": 0.12, "apm": 0.08, "enhancer": 0.08}
+SHARES = {
+    "vae": 0.15,
+    "clip": 0.12,
+    "reader": 0.08,
+    "image": 0.2,
+    "base": 0.17,
+    "cam": 0.12,
+    "apm": 0.08,
+    "enhancer": 0.08,
+}
 PHASES = tuple(SHARES)
 
 
 def run(args: argparse.Namespace) -> int:
     """Entry point of the command line; see ``st2v train --help``."""
     cfg = preset(args.preset)
+    if args.data is not None:
+        from st2v_lib.training import folder_data
+
+        return folder_data.run(args, cfg, common.accelerator(args.device))
     if cfg.name != "tiny":
-        raise UserError("only the tiny preset can be trained from the sprite world; choose --preset tiny")
+        raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     minutes = 9.0 if args.minutes is None else args.minutes
     if minutes <= 0:
         raise UserError(f"--minutes must be positive, got {minutes}")
@@ -142,6 +155,7 @@ def _prepare(
     phase: str, cfg: StreamingT2VConfig, out: Path, minutes: float, acc: Accelerator, resume: bool, seed, options
 ):
     """The step module, batch function, optimiser numbers, writer and parameter groups of a phase."""
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
     from st2v_lib.apm import Apm
@@ -173,11 +187,16 @@ def _prepare(
 
     frozen = load(PatchedAutoencoderKL, out, "vae", acc.device).requires_grad_(False).eval()
     text = load(CLIPTextModelWithProjection, out, "text_encoder", acc.device)
+    if phase == "image":
+        twin = quiet(saved(UNet2DConditionModel, "image_unet", lambda: base.make_image_unet(cfg.unet)))
+        batches, config = base.make_image_batch(frozen, seed, **options), fit(1e-3, decay=0.4, ema_decay=0.999)
+        return base.ImageStep(cfg, twin, text), batches, config, lambda: save(twin, out / "image_unet"), None
     if phase == "base":
-        trained = resume and (out / "unet" / "config.json").exists()
         unet = quiet(saved(StreamingUNet, "unet", lambda: make_unet(cfg.unet)))
+        if (out / "image_unet").exists() and not (resume and (out / "unet").exists()):
+            base.inflate(unet, load(UNet2DConditionModel, out, "image_unet", torch.device("cpu")))
         module, config = base.BaseStep(cfg, unet, text), fit(1e-3, decay=0.4, ema_decay=0.999)
-        return module, base.make_batch(frozen, seed, trained, **options), config, lambda: save(unet, out / "unet"), None
+        return module, base.make_batch(frozen, seed, **options), config, lambda: save(unet, out / "unet"), None
     if phase == "enhancer":
         unet = quiet(saved(StreamingUNet, "enhancer", lambda: make_unet(cfg.enhancer.unet)))
         batches = enhancer.make_batch(cfg, frozen, seed, **options)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from st2v_lib.backbone import make_vae
+from st2v_lib.backbone import make_unet, make_vae
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import verify_manifest
@@ -119,8 +119,8 @@ def test_two_processes_average_their_gradients(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Phases at their smallest."""
-    monkeypatch.setattr(base, "STAGES", ((1, (1,)), (None, (16, 1))))
-    monkeypatch.setattr(base, "BATCH", {1: 2, 16: 1})
+    monkeypatch.setattr(base, "TURNS", ((16, 1), (1, 2)))
+    monkeypatch.setattr(base, "IMAGES", 4)
     for module in (base, cam, apm):
         monkeypatch.setattr(module, "PREFILL", 2)
         monkeypatch.setattr(module, "FRESH", 1)
@@ -213,3 +213,14 @@ def test_siblings_differ_in_one_attribute():
         assert len(changed) <= 1 and len(set(starts)) == 1
         seen |= changed
     assert seen == {"shape", "size", "shade", "pattern"}
+
+
+@torch.no_grad()
+def test_inflated_unet_is_the_image_model_frame_by_frame():
+    twin = base.make_image_unet(TINY.unet).eval()
+    for p in twin.parameters():
+        p.add_(0.02 * torch.randn_like(p))
+    unet = base.inflate(make_unet(TINY.unet).eval(), twin)
+    x, t, text = torch.randn(2, 8, 5, 8, 8), torch.tensor([3, 700]), torch.randn(2, 24, 128)
+    frames = torch.stack([twin(x[:, :, f], t, text).sample for f in range(5)], 2)
+    assert torch.equal(unet(x, t, text), frames) and frames.std() > 0.1
