@@ -181,3 +181,65 @@ def test_arms_without_weights_say_what_to_do(random_weights):
     pipe.cfg = pipe.cfg.replace(conditioning="magic")
     with pytest.raises(errors.InputError, match="none, cam, concat_cond, add_cond"):
         pipe.models()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    from st2v_lib.training import apm, cam
+
+    for module in (cam, apm):
+        monkeypatch.setattr(module, "PREFILL", 2)
+        monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(apm, "RETURNING", 0.0)
+
+
+def test_rivals_train_on_cams_clips(small, vae):
+    from st2v_lib.training import cam, rivals
+
+    theirs = cam.make_batch(TINY, vae, seed=3)(0, 0)
+    for mask in ("random", "aligned"):
+        ours = rivals.make_batch(TINY, vae, seed=3, mask=mask)(0, 0)
+        assert torch.equal(ours["latents"], theirs["latents"]) and torch.equal(ours["ids"], theirs["ids"])
+        assert ours["cond"].shape == (2, 16, 4, 64, 64)
+        given = ours["cond"][:, :, 3].flatten(2).amax(-1) > 0
+        assert given.sum(1).tolist() == [8, 8]
+        assert ours["cond"][~given].abs().max() == 0
+        assert (mask == "aligned") == bool(given[:, :8].all())
+    torch.testing.assert_close(ours["cond"][:, :8, :3], theirs["cond"])
+    with pytest.raises(ValueError, match="'random' or 'aligned'"):
+        rivals.make_batch(TINY, vae, mask="none")
+
+
+def test_an_arm_is_trained_by_one_command_to_its_clips(small, random_weights, tmp_path, monkeypatch):
+    import json
+
+    from st2v_lib import cli
+    from st2v_lib.evaluation.suite import trained_arm
+
+    monkeypatch.setenv("ST2V_DATA", str(random_weights))
+    records = {}
+    for name in ("add_cond", "concat_cond_aligned", "cam_1"):
+        out = tmp_path / name
+        assert cli.main(["train", name, "--clips", "4", "--seed", "1", "--device", "cpu", "--out", str(out)]) == 0
+        records[name] = json.loads((out / "arm.json").read_text())
+        assert records[name]["steps"] == 2 and records[name]["clips"] == 4
+        pipe = load("tiny", "cpu", out)
+        pipe.cfg = trained_arm(out).config(pipe.cfg)
+        assert pipe.models().apm is None
+        assert pipe.models().cam.config.num_cond_frames == (1 if name == "cam_1" else 8)
+    trained = [r["trained_parameters"] for r in records.values()]
+    assert max(trained) / min(trained) < 1.01, "arms train equally many parameters"
+    assert len({r["base_sha256"] for r in records.values()}) == 1
+
+
+def test_arms_that_cannot_start_say_why(random_weights, tmp_path, capsys):
+    from st2v_lib import cli
+
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["train", "add_cond", "--from", str(tmp_path / "empty"), "--out", str(tmp_path / "o")]) == 2
+    assert "arms start from a trained base" in capsys.readouterr().err
+    base = str(random_weights / "weights" / "tiny")
+    assert cli.main(["train", "cam_1", "--from", base, "--out", base]) == 2
+    assert "a folder of its own" in capsys.readouterr().err
+    assert cli.main(["train", "cam_1", "--clips", "0", "--from", base]) == 2
+    assert "--clips" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import torch
 
 from st2v_lib import cli
 from st2v_lib.errors import InputError, UserError
-from st2v_lib.evaluation import apm, blending, cases, scoring
+from st2v_lib.evaluation import apm, blending, cam, cases, scoring
 from st2v_lib.evaluation import cli as evaluate_cli
 from st2v_lib.evaluation.cam import SUITE as CAM
 from st2v_lib.evaluation.first_chunk import SUITE as FIRST
 from st2v_lib.evaluation.generate import base_chunks, continue_videos, noise_of, video_seed
+from st2v_lib.evaluation.results import Run
 from st2v_lib.evaluation.runner import evaluate, jobs_of, made_with
 from st2v_lib.evaluation.suite import Arm, Options, Scored, trained_arm
 from st2v_lib.loading import load
@@ -70,7 +71,7 @@ def test_hidden_cases_hide_what_is_carried(index):
 
 
 def test_visible_and_fast_cases():
-    case = cases.visible_case("dev", 1, CAM.case.__globals__["STREAM"], sprites=2)
+    case = cases.visible_case("dev", 1, cam.STREAM, sprites=2)
     assert (cases.visible_shares(case.scene, 1, case.start) > 0.95).all() and len(case.scene.sprites) == 2
     for index in range(2):
         fast = cases.visible_case("dev", index, 8, speed="fast")
@@ -238,11 +239,13 @@ def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
         assert numbers(path) == numbers(other)
 
 
-def test_jobs_are_what_is_missing_once_each():
-    class Done:
-        videos = {0: {}, 1: {}, 4: {}}
-
-    jobs = jobs_of([(Arm("a"), 0, Done()), (Arm("b"), 0, Done())], 10, 4)
+def test_jobs_are_what_is_missing_once_each(tmp_path):
+    runs = []
+    for name in "ab":
+        done = Run(tmp_path, name, {})
+        done.videos = {0: {}, 1: {}, 4: {}}
+        runs.append((Arm(name), 0, done))
+    jobs = jobs_of(runs, 10, 4)
     assert [j.indices for j in jobs] == [[2, 3], [5, 6, 7], [8, 9]] * 2
     shares = [jobs[rank::2] for rank in range(2)]
     assert sorted(i for share in shares for j in share if j.arm.name == "a" for i in j.indices) == [2, 3, 5, 6, 7, 8, 9]

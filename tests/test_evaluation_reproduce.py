@@ -88,9 +88,9 @@ def test_budgets_and_bases_are_not_mixed(results):
 
 def test_floors_compare_with_the_readers_ceiling(tmp_path):
     folder = tmp_path / "results"
-    part = {"colour": [1.0] * 19 + [0.0], "shape": [1.0] * 10 + [0.0] * 10}
+    part = {"right_colour": [1.0] * 19 + [0.0], "right_shape": [1.0] * 10 + [0.0] * 10}
     write(folder, "first-chunk", "generated", part, frames=16)
-    write(folder, "first-chunk", "rendering", {"colour": [1.0] * 20, "shape": [1.0] * 20}, frames=16)
+    write(folder, "first-chunk", "rendering", {"right_colour": [1.0] * 20, "right_shape": [1.0] * 20}, frames=16)
     write(folder, "cam", "full-shipped", {"seam_residual": [0.1, 0.2, 0.15]})
     rows = {r[0]: r for r in floors_table.first_chunk(folder, "test") + floors_table.seams(folder, "test")}
     assert rows["first chunk: colour"][3] == "yes" and rows["first chunk: shape"][3] == "no"

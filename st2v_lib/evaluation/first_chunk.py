@@ -27,9 +27,9 @@ def run(bench: Bench, cases: list[Case], seeds: list[int]) -> list[Scored]:
     out = []
     for one, case in zip(video, cases):
         reading = read(one, bench.reader, sprites)
-        values = caption_values(reading, case.prompt, bench.reader)
+        values = caption_values(reading, case.prompt, bench.reader, "right_")
         values["permanence"] = permanence(reading, case.prompt, 0, n)
-        values["all_right"] = float(all(values[p] for p in ("colour", "shape", "motion") if p in values))
+        values["right_sprite"] = float(all(values[f"right_{part}"] for part in ("colour", "shape", "motion")))
         metrics, _ = measured(one, case.prompt, bench.clip)
         out.append(Scored(values | metrics, {"strip": strip(one, 8)}))
     return out

@@ -53,7 +53,7 @@ def first_chunk(results: Path, split: str) -> list[Row]:
         if group is None:
             rows.append((f"first chunk: {part}", floor, NOT_RUN, ""))
             continue
-        made, ceiling = (interval(list(group.values(a, part).values())) for a in ("generated", "rendering"))
+        made, ceiling = (interval(list(group.values(a, f"right_{part}").values())) for a in ("generated", "rendering"))
         share = made.mean / ceiling.mean if ceiling.mean else math.nan
         text = f"{show(made, percent=True)} of {100 * ceiling.mean:.1f} %: {100 * share:.1f} %"
         rows.append((f"first chunk: {part}", floor, text, met(share >= SHARE_OF_CEILING)))

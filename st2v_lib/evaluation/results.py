@@ -7,6 +7,7 @@ interruption loses one batch, and processes never write to one file; ``merge`` m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -88,7 +89,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -150,19 +150,11 @@ def show(found: Interval, percent: bool = False, signed: bool = False) -> str:
     if math.isnan(found.mean):
         return "–"
     factor, sign = (100 if percent else 1), "+" if signed else ""
-    low, mean, high = (_digits(v * factor, sign) for v in (found.low, found.mean, found.high))
+    size = abs(found.mean * factor)
+    places = 0 if size >= 100 else 1 if percent or size >= 10 else 2 if size >= 1 else 3
+    low, mean, high = (f"{v * factor:{sign}.{places}f}" for v in (found.low, found.mean, found.high))
     unit = " %" if percent else ""
     return f"{mean}{unit}" if math.isnan(found.low) else f"{mean}{unit} [{low}, {high}]"
-
-
-def _digits(value: float, sign: str = "") -> str:
-    if math.isnan(value):
-        return "–"
-    if abs(value) >= 100:
-        return f"{value:{sign}.0f}"
-    return (
-        f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.2f}" if abs(value) >= 1 else f"{value:{sign}.3f}"
-    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
