@@ -17,11 +17,13 @@ from st2v_lib.blending import chunk_starts
 from st2v_lib.enhancer import enhance_latents, unet_denoiser, upscale
 from st2v_lib.evaluation.cases import Case, visible_case
 from st2v_lib.evaluation.enhancer_levels import fine_energy, psnr
+from st2v_lib.evaluation.scoring import caption_values, read
 from st2v_lib.evaluation.suite import Arm, Bench, Options, Scored, Suite, slice_xt
 from st2v_lib.metrics.flow import frame_pairs
 from st2v_lib.metrics.motion import pair_motion
 from st2v_lib.sampling import chunk_generator
 from st2v_lib.video_io import as_frames
+from st2v_lib.world.scene import PATTERNS
 
 STREAM = 10
 LAWS = {"B": "B", "B+S": "B+S", "code": "code", "paper": "paper"}
@@ -97,7 +99,19 @@ def score(bench: Bench, case: Case, video: Tensor, truth: Tensor, agreement: lis
     values["flow_deviation_over_true"] = values["flow_deviation"] - values["true_flow_deviation"]
     values["flow_error"] = float((flows[0] - flows[1]).abs().mean())
     values |= detail_over_time(video, truth, spans)
+    values["read_right"] = read_right(bench, case, video)
+    values["input_read_right"] = read_right(bench, case, case.frames(len(video), bench.pipe.cfg.size))
     return Scored(values, {"xt": slice_xt(video), "xt_truth": slice_xt(truth)})
+
+
+def read_right(bench: Bench, case: Case, video: Tensor) -> float:
+    """Share of what the reader names rightly in most frames: the captioned parts and the sprite's pattern."""
+    reading = read(video, bench.reader, bench.options.sprites)
+    right = list(caption_values(reading, case.prompt, bench.reader).values())
+    asked = PATTERNS.index(case.scene.sprites[0].pattern)
+    named = reading.pattern[reading.seen[:, 0], 0].argmax(-1)
+    right.append(float(len(named) > 0 and bool((named == asked).float().mean() > 0.5)))
+    return sum(right) / len(right)
 
 
 def detail_over_time(video: Tensor, truth: Tensor, spans: list[tuple[int, int]]) -> dict[str, float]:
@@ -138,7 +152,7 @@ def chunks(options: Options, frames: int, cfg) -> float:
 
 SUITE = Suite(
     "blending", "B, B+S and randomized blending in both laws, on 128-pixel detail", ARMS, case, run, chunks,
-    videos=24, frames=72, batch=1, parts=("vae", "text_encoder", "enhancer"),
+    videos=24, frames=72, batch=1, parts=("vae", "text_encoder", "enhancer", "reader"),
 )  # fmt: skip
 SWEEP_SUITE = dataclasses.replace(
     SUITE, name="blending-sweep", about="start level, chunk and overlap of the enhancer", arms=SWEEP_ARMS

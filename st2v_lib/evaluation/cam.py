@@ -10,6 +10,7 @@ import dataclasses
 import time
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from st2v_lib.backbone import decode_latents, encode_frames
 from st2v_lib.evaluation.cases import Case, rendered, visible_case
@@ -26,6 +27,7 @@ from st2v_lib.evaluation.scoring import (
     speed,
 )
 from st2v_lib.evaluation.suite import Arm, Bench, Options, Scored, Suite, slice_xt, stage_2_calls, strip
+from st2v_lib.metrics.motion import motion
 from st2v_lib.sampling import chunk_generator, randn
 from st2v_lib.streaming import StreamState
 from st2v_lib.world.scores import overlap_fidelity
@@ -66,6 +68,8 @@ def run(bench: Bench, cases: list[Case], seeds: list[int]) -> list[Scored]:
         for part in ("psnr", "position", "found"):
             scored.values[f"overlap_{part}"] = nanmean([a[part] for a in again])
         scored.values["seconds_per_chunk"] = seconds
+        if case.index == 0 and carried:
+            scored.values["gflop_per_chunk"] = gflop(bench, case, truth[i : i + 1, : cfg.chunk_frames])
         out.append(scored)
     return out
 
@@ -82,8 +86,15 @@ def score(bench: Bench, case: Case, video, truth, seams: list[int]) -> Scored:
     values["late_background_shade_error"] = background_shade_error(reading[len(video) - n :], shade)
     values |= {"speed": speed(reading, n, len(video)), "true_speed": speed(true, n, len(video))}
     metrics, _ = measured(video, case.prompt, bench.clip)
-    values["motion_over_true"] = metrics["motion"] / measured(truth, case.prompt, bench.clip)[0]["motion"]
+    values["motion_over_true"] = metrics["motion"] / motion(truth.numpy()).value
     return Scored(values | metrics, {"xt": slice_xt(video), "strip": strip(video)})
+
+
+def gflop(bench: Bench, case: Case, first: torch.Tensor) -> float:
+    """Arithmetic of one chunk of one video, condition and decoding included, in 10⁹ operations."""
+    with FlopCounterMode(display=False) as counter:
+        continue_videos(bench.pipe, [case.prompt], first, [0], first.shape[1] + 1)
+    return counter.get_total_flops() / 1e9
 
 
 def spoil(bench: Bench, state: StreamState, seeds: list[int]) -> StreamState:

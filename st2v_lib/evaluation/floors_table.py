@@ -121,7 +121,10 @@ def enhancer(results: Path, split: str) -> list[Row]:
         return [*rows, ("fine energy at the operating level", "within ±20 % of truth", NOT_RUN, "")]
     energy = interval(list(blended.values("code", "fine_energy").values()))
     fine = ENHANCER_ENERGY[0] <= energy.mean <= ENHANCER_ENERGY[1]
-    return [*rows, ("fine energy at the operating level", "within ±20 % of truth", show(energy), met(fine))]
+    rows.append(("fine energy at the operating level", "within ±20 % of truth", show(energy), met(fine)))
+    read = paired_difference(blended.values("code", "read_right"), blended.values("code", "input_read_right"))
+    text = show(read, percent=True, signed=True)
+    return [*rows, ("read rightly, enhanced less its input", "≥ 0", text, met(read.mean >= 0))]
 
 
 def mean_row(group: Group | None, name: str, what: str, floor: float) -> Row:

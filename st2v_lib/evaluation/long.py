@@ -81,5 +81,6 @@ def case(split: str, index: int, options: Options) -> Case:
 
 SUITE = Suite(
     "long", "240 or 1200 frames from prompts: captions at the end, permanence, drift, motion kept", ARMS, case, run,
-    lambda options, frames, cfg: 1 + stage_2_calls(options, frames, cfg), videos=64, frames=240, trained=("apm",),
+    lambda options, frames, cfg: 1 + stage_2_calls(options, frames, cfg), videos=64, frames=240, batch=4,
+    trained=("apm",),
 )  # fmt: skip

@@ -94,7 +94,6 @@ class Bench:
         pipe: with the arm's weights and config.
         arm, options: of this run.
         frames: length of the videos.
-        reader: of the sprite world, or ``None`` to load the shipped one when it is first needed.
     """
 
     pipe: Any
@@ -102,19 +101,33 @@ class Bench:
     options: Options
     frames: int
 
-    @functools.cached_property
+    @property
     def reader(self):
-        from st2v_lib.world.reader import load_reader
+        """The reader of the sprite world that lies beside the weights, else the shipped one."""
+        return _reader(self._place("reader"), str(self.pipe.device))
 
-        own = Path(getattr(self.pipe.config, "_name_or_path", None) or ".") / "reader"
-        return load_reader(self.pipe.device, own if (own / "config.json").is_file() else None)
-
-    @functools.cached_property
+    @property
     def clip(self):
-        from st2v_lib.metrics.clip_score import load_clip
+        """The small CLIP beside the weights, else the shipped one, for the CLIP score."""
+        return _clip(self._place("image_encoder"))
 
+    def _place(self, component: str) -> Path:
         own = Path(getattr(self.pipe.config, "_name_or_path", None) or ".")
-        return load_clip(own if (own / "image_encoder").is_dir() else weights_dir("tiny"))
+        return own if (own / component / "config.json").is_file() else weights_dir("tiny")
+
+
+@functools.lru_cache(1)
+def _reader(place: Path, device: str):
+    from st2v_lib.world.reader import load_reader
+
+    return load_reader(device, place / "reader")
+
+
+@functools.lru_cache(1)
+def _clip(place: Path):
+    from st2v_lib.metrics.clip_score import load_clip
+
+    return load_clip(place)
 
 
 @dataclass
@@ -170,7 +183,6 @@ def strip(video: torch.Tensor, count: int = 10) -> np.ndarray:
 
 def slice_xt(video: torch.Tensor) -> np.ndarray:
     """The x-t slice at mid height, ``f w 3`` uint8."""
-    from st2v_lib.metrics import xt_slice
+    from st2v_lib.metrics.xt_slice import xt_slice
 
-    function = xt_slice if callable(xt_slice) else xt_slice.xt_slice
-    return function(video.numpy())
+    return xt_slice(video.numpy())
