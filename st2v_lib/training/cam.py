@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents
+from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
@@ -27,10 +28,10 @@ BATCH = 8
 
 
 class CamStep(nn.Module):
-    """Denoising loss of the frozen UNet with CAM."""
+    """Denoising loss of the frozen UNet with CAM, or with a rival in its place."""
 
     def __init__(
-        self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection, cam: Cam
+        self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection, cam: Cam | Rival
     ):
         super().__init__()
         self.unet = unet.requires_grad_(False).eval()
