@@ -1,0 +1,264 @@
+"""Three rungs of memory, from fastest to smallest: chosen from what is free, and left for the next when it is short.
+
+Whatever the rung, a network is given the same tensors, so frames change by rounding only. A network's call has no side
+effects: when it runs out of memory, it is made again one rung down and nothing that came before is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from st2v_lib.errors import DeviceError, InputError
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How memory is spent.
+
+    Attributes:
+        name: what is printed.
+        needs_gb: free memory from which it is chosen for the full-size model, 720-pixel enhancement included.
+        offload: networks of idle stages wait in the machine's own memory.
+        slice_vae: the VAE works frame by frame.
+        feed_forward_rows: tokens that a feed-forward layer takes at once; ``None`` for all.
+        one_branch: the enhancer's guidance branches run one after another.
+    """
+
+    name: str
+    needs_gb: float
+    offload: bool
+    slice_vae: bool
+    feed_forward_rows: int | None
+    one_branch: bool
+
+
+RUNGS = (
+    Rung("fastest", 26.0, offload=False, slice_vae=False, feed_forward_rows=None, one_branch=False),
+    Rung("16 GB", 13.0, offload=True, slice_vae=True, feed_forward_rows=2**16, one_branch=False),
+    Rung("smallest", 0.0, offload=True, slice_vae=True, feed_forward_rows=2**14, one_branch=True),
+)
+GROUPS = (("text_encoder",), ("image_encoder",), ("unet", "cam"), ("enhancer",))  # one at a time is on the device
+RESIDENT = ("vae", "apm")  # small, and used between the others
+
+
+def choose_rung(free_bytes: float, name: str = "auto") -> Rung:
+    """The fastest rung that fits, or the one of that name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    names = [rung.name for rung in RUNGS]
+    if name != "auto":
+        if name not in names:
+            raise InputError(f"unknown memory rung {name!r}; choose auto, {', '.join(names)}")
+        return RUNGS[names.index(name)]
+    return next(rung for rung in RUNGS if free_bytes / 1e9 >= rung.needs_gb)
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes of a CUDA device, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+class Ladder:
+    """Runs a pipeline's networks on a device, on a rung; goes down when memory is short.
+
+    Args:
+        pipe: the pipeline, with its networks in the machine's memory and in their final type. It is changed in place.
+        device: where to compute.
+        rung: where to start; ``"auto"`` goes by what is free.
+        report: gets a line when a rung is taken.
+
+    Raises:
+        InputError: for an unknown rung.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        device: torch.device,
+        rung: str = "auto",
+        report: Callable[[str], object] = print,
+    ):
+        self.pipe, self.device, self.report = pipe, device, report
+        free = free_memory(device)
+        self.rung = choose_rung(free, rung)
+        self.inside: tuple[str, ...] | None = None
+        for group in GROUPS:
+            for name in group:
+                self._guard_forward(name, group)
+        if getattr(pipe, "vae", None) is not None:
+            pipe.vae.encode, pipe.vae.decode = (self._retrying(f) for f in (pipe.vae.encode, pipe.vae.decode))
+        if getattr(pipe, "cam", None) is not None:  # called before its forward, once a chunk
+            pipe.cam.extractor.cond_encoder.register_forward_pre_hook(lambda *_: self.enter(("unet", "cam")))
+        self.apply(self.rung)
+        self.report(f"memory: rung {self.rung.name!r} on {device} ({free / 1e9:.1f} GB free)")
+
+    def apply(self, rung: Rung) -> None:
+        """Changes the networks to that rung."""
+        self.rung, self.inside = rung, None
+        idle = "cpu" if rung.offload else self.device
+        for name in RESIDENT:
+            self._move(name, self.device)
+        for name in (name for group in GROUPS for name in group):
+            self._move(name, idle)
+        vae = getattr(self.pipe, "vae", None)
+        if vae is not None:
+            vae.use_slicing = rung.slice_vae
+        for name in ("unet", "cam", "enhancer"):
+            if getattr(self.pipe, name, None) is not None:
+                chunk_feed_forward(getattr(self.pipe, name), rung.feed_forward_rows)
+
+    def down(self) -> bool:
+        """Takes the next rung; ``False`` on the last one."""
+        at = RUNGS.index(self.rung) + 1
+        if at == len(RUNGS):
+            return False
+        group = self.inside
+        self.apply(RUNGS[at])
+        if group:
+            self.enter(group)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.report(f"memory: out of memory, going on with rung {self.rung.name!r}")
+        return True
+
+    def enter(self, group: tuple[str, ...]) -> None:
+        """Brings a stage's networks to the device and, when off-loading, the others away from it."""
+        if group == self.inside or not self.rung.offload:
+            return
+        for name in (name for other in GROUPS if other != group for name in other):
+            self._move(name, "cpu")
+        for name in group:
+            self._move(name, self.device)
+        self.inside = group
+
+    def _move(self, name: str, device: torch.device | str) -> None:
+        if getattr(self.pipe, name, None) is not None:
+            nn.Module.to(getattr(self.pipe, name), device)
+
+    def _guard_forward(self, name: str, group: tuple[str, ...]) -> None:
+        net = getattr(self.pipe, name, None)
+        if net is None:
+            return
+        whole = net.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if name == "enhancer" and self.rung.one_branch:
+                return _one_by_one(whole, *args, **kwargs)
+            return whole(*args, **kwargs)
+
+        def entering(*args: Any, **kwargs: Any) -> Any:
+            self.enter(group)
+            return forward(*args, **kwargs)
+
+        net.forward = self._retrying(entering)
+
+    def _retrying(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def retrying(*args: Any, **kwargs: Any) -> Any:
+            while True:
+                try:
+                    return call(*args, **kwargs)
+                except torch.OutOfMemoryError as error:
+                    short = str(error).splitlines()[0]
+                # outside the handler: until here the exception kept the failed call's tensors alive
+                if not self.down():
+                    raise DeviceError(f"{self.device} is too small even for the smallest rung: {short}")
+
+        return retrying
+
+
+def _one_by_one(forward: Callable[..., Tensor], sample: Tensor, timestep: Any, tokens: Tensor, *rest: Any) -> Tensor:
+    """A network's call on each element of the batch in turn."""
+    times = timestep.expand(len(sample)) if isinstance(timestep, Tensor) else [timestep] * len(sample)
+    return torch.cat([forward(sample[i : i + 1], times[i], tokens[i : i + 1], *rest) for i in range(len(sample))])
+
+
+def chunk_feed_forward(net: nn.Module, rows: int | None) -> nn.Module:
+    """Lets the feed-forward layers of a network take at most ``rows`` tokens at once; ``None``: all of them.
+
+    As diffusers' ``enable_forward_chunking``, for any number of tokens. Tokens do not mix in these layers.
+    """
+    for module in net.modules():
+        if isinstance(module, FeedForward):
+            module.__dict__.pop("forward", None)
+            if rows is not None:
+                module.forward = functools.partial(_in_rows, module.forward, rows)
+    return net
+
+
+def _in_rows(forward: Callable[[Tensor], Tensor], rows: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if hidden.shape[:-1].numel() <= rows:
+        return forward(hidden, *args, **kwargs)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return torch.cat([forward(part, *args, **kwargs) for part in flat.split(rows)]).reshape(*hidden.shape[:-1], -1)
+
+
+# ------------------------------------------------------------------------------------- how much a call needs, computed
+
+
+class PeakCounter(TorchDispatchMode):
+    """Adds up the bytes of the tensors that live at the same time; on meta tensors it costs no memory itself.
+
+    What it finds is a lower bound: it knows nothing of a library's workspace or of an allocator's gaps, and it takes
+    attention to be the fused kernel that keeps no scores.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+        self._fused = _FusedAttention()
+
+    def __enter__(self) -> PeakCounter:
+        self._fused.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._fused.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))

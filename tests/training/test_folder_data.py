@@ -1,0 +1,183 @@
+"""Training on videos of one's own: the folder's checks, roles of frames, checkpointing, twenty steps on eight clips."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from st2v_lib import cli
+from st2v_lib.apm import Apm
+from st2v_lib.backbone import make_unet, make_vae
+from st2v_lib.cam import Cam
+from st2v_lib.config import TINY
+from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.training import common, folder_data
+from st2v_lib.training.checkpointing import checkpoint_blocks
+from st2v_lib.video_io import write_video
+from st2v_lib.world.captions import make_tokenizer
+
+
+def moving(seed: int, frames: int, size: int) -> np.ndarray:
+    """A bright square that crosses a dark picture; frame t can be told from its place."""
+    video = np.full((frames, size, size, 3), 20, np.uint8)
+    for t in range(frames):
+        at = (seed * 5 + 2 * t) % (size - 8)
+        video[t, 8:16, at : at + 8] = (250, 30 * seed, 90)
+    return video
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight made clips: square and wide, at the training rate and at twice of it."""
+    place, lines = tmp_path_factory.mktemp("clips"), []
+    for i in range(8):
+        name, video = f"clip {i}.mp4", moving(i, 72 if i % 2 else 36, 64)
+        if i == 3:
+            video = np.pad(video, ((0, 0), (0, 0), (14, 14), (0, 0)))
+        write_video(place / name, video, fps=16 if i % 2 else 8)
+        lines.append(json.dumps({"file": name, "caption": "a red circle bounces over green stripes"}))
+    (place / "captions.jsonl").write_text("\n".join(lines) + "\n\n")
+    return place
+
+
+def test_folder_is_read_at_the_training_rate(folder, tmp_path):
+    clips = folder_data.read_folder(folder, 32, 8)
+    assert [c.frames for c in clips] == [36] * 8 and [c.stride for c in clips] == [1, 2] * 4
+    frames = folder_data.prepare(clips, 64, tmp_path, progress=False)
+    assert all(f.shape == (36, 64, 64, 3) and f.dtype == np.uint8 for f in frames)
+    for i, clip in enumerate(clips):
+        place = lambda f: np.flatnonzero(f[12, :, 0] > 135).mean()  # noqa: E731
+        truth = [place(f) for f in moving(i, 72, 64)[:: clip.stride][:36]]
+        assert np.abs(np.subtract([place(f) for f in frames[i]], truth)).max() <= 1
+    stamps = [p.stat().st_mtime_ns for p in sorted(tmp_path.iterdir())]
+    folder_data.prepare(clips, 64, tmp_path, progress=False)
+    assert [p.stat().st_mtime_ns for p in sorted(tmp_path.iterdir())] == stamps, "decoded once"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "has no captions.jsonl"),
+        ([""], "no video is listed"),
+        (["{"], "line 1 is not"),
+        (['{"file": "a.mp4"}'], "line 1 is not"),
+        (['{"file": "gone.mp4", "caption": "x"}'], "no such file"),
+        (['{"file": "clip 0.mp4", "caption": " "}'], "empty caption"),
+        (['{"file": "clip 0.mp4", "caption": "x"}'], "has 36 frames at 8 a second, 40 are needed"),
+        (['{"file": "bad.mp4", "caption": "x"}'], "not a video"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path, lines, says):
+    for name in ("clip 0.mp4",):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    if lines is not None:
+        (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=says):
+        folder_data.read_folder(tmp_path, 40, 8)
+
+
+@pytest.mark.parametrize("phase", ["cam", "apm"])
+def test_roles_of_frames(folder, tmp_path, monkeypatch, phase):
+    """Frame t has grey value t: condition and anchor are where the paper puts them (reference 6)."""
+    monkeypatch.setattr(
+        folder_data, "encode_frames", lambda vae, video, batch_size: video.mean((3, 4)).movedim(1, 2)[..., None, None]
+    )
+    monkeypatch.setattr(
+        folder_data, "decode_latents", lambda vae, z, batch_size: z.movedim(2, 1) + torch.zeros(1, 1, 1, 64, 64)
+    )
+    clips = folder_data.read_folder(folder, 32, 8)[:1]
+    frames = [np.broadcast_to(np.arange(36, dtype=np.uint8)[:, None, None, None] * 5, (36, 64, 64, 3))]
+    make = folder_data.make_batch(phase, TINY, make_vae(TINY.vae), make_tokenizer(), clips, frames, 64)
+    batch = make(0, 0)
+    assert torch.equal(batch["latents"], make(0, 0)["latents"]) and not torch.equal(
+        batch["latents"], make(0, 1)["latents"]
+    )
+    index = lambda grey: ((grey + 1) * 127.5 / 5).round()  # noqa: E731
+    denoised = index(batch["latents"][:, 0, :, 0, 0])
+    assert denoised.shape == (64, 16) and (denoised.diff(dim=1) == 1).all()
+    assert torch.equal(index(batch["cond"][:, :, 0, 0, 0]), denoised[:, :8]), "the first 8 of the 16 that are denoised"
+    assert batch["mask"].shape == (64, 16, 1, 1) and not batch["mask"].any()
+    if phase == "cam":
+        assert len({tuple(ids.tolist()) for ids in batch["ids"]}) == 2, "some captions are dropped"
+    else:
+        kept = batch["anchor"].flatten(1).abs().sum(1) > 0
+        distance = denoised[kept, 0] - index(batch["anchor"][kept, 0, 0, 0])
+        assert 0 < (~kept).sum() < 20 and distance.min() >= 1 and distance.max() <= 16
+        assert distance.unique().numel() > 8, "anywhere in the chunk before"
+
+
+def test_checkpointing_gives_the_same_gradients_in_less_memory():
+    torch.manual_seed(0)
+    unet = make_unet(TINY.unet).requires_grad_(False).double().eval()
+    memory = Cam.from_unet(unet, TINY.cam).attach(unet)
+    for injector in memory.injectors:
+        torch.nn.init.normal_(injector.proj_out.weight, std=0.05)
+    x, tokens, cond = (torch.rand(s).double() for s in ((1, 8, 16, 8, 8), (1, 24, 128), (1, 8, 3, 64, 64)))
+
+    def step():
+        kept = 0
+
+        def pack(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        memory.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = unet(x, 500, tokens, cam_features=memory(x, 500, tokens, cond=cond))
+        out.square().mean().backward()
+        return out.detach(), [p.grad.clone() for p in memory.parameters() if p.grad is not None], kept
+
+    plain, gradients, kept = step()
+    checkpoint_blocks(unet), checkpoint_blocks(memory)
+    again, others, less = step()
+    assert torch.equal(plain, again) and len(gradients) == len(others) > 100
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b)
+    assert less < 0.2 * kept
+    checkpoint_blocks(unet, False), checkpoint_blocks(memory, False)
+    assert step()[2] == kept
+
+
+@pytest.fixture(scope="module")
+def acc():
+    return common.accelerator("cpu")
+
+
+def test_twenty_steps_on_eight_clips(folder, random_weights, tmp_path, acc, monkeypatch):
+    monkeypatch.setattr(folder_data, "LR", 1e-3)
+    source = random_weights / "weights" / "tiny"
+    options = dict(source=source, minutes=20, batch_size=1, fps=8)
+    result = folder_data.train("cam", TINY, folder, tmp_path / "own", acc, max_steps=20, **options)
+    assert result["step"] == 20
+    before, after = Cam.from_pretrained(source / "cam"), Cam.from_pretrained(tmp_path / "own" / "cam")
+    changed = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert sum(changed) > 0.9 * len(changed) and all(p.isfinite().all() for p in after.parameters())
+    with pytest.raises(InputError, match="add --resume"):
+        folder_data.train("cam", TINY, folder, tmp_path / "own", acc, max_steps=1, **options)
+    assert (
+        folder_data.train("cam", TINY, folder, tmp_path / "own", acc, max_steps=1, resume=True, **options)["step"] == 21
+    )
+    monkeypatch.setattr(folder_data, "LR", 0.05)
+    result = folder_data.train("apm", TINY, folder, tmp_path / "own", acc, max_steps=2, checkpointing=True, **options)
+    assert result["step"] == 2 and {p.name for p in (tmp_path / "own").iterdir() if p.is_dir()} == {"cam", "apm"}
+    anchor = Apm.from_pretrained(tmp_path / "own" / "apm")
+    assert any(abs(a - 0.5) > 1e-3 for a in anchor.alphas().values()), "alpha moves"
+
+
+def test_phase_two_needs_phase_one(tmp_path):
+    with pytest.raises(WeightsError, match="phase 2 needs the CAM"):
+        folder_data._memories("apm", TINY, make_unet(TINY.unet), (tmp_path,))
+
+
+def test_command(folder, tmp_path, capsys):
+    assert cli.main(["train", "vae", "--data", str(folder), "--device", "cpu"]) == 2
+    assert "--data trains cam or apm" in capsys.readouterr().err
+    assert cli.main(["train", "cam", "--data", str(tmp_path), "--device", "cpu"]) == 2
+    assert "captions.jsonl" in capsys.readouterr().err
+    assert cli.main(["train", "cam", "--preset", "modelscope", "--device", "cpu"]) == 2
+    assert "--data" in capsys.readouterr().err
