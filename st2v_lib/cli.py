@@ -20,6 +20,7 @@ ARMS = (
 )  # fmt: skip
 SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
 DRAWINGS = ("floors", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14")
+RUNG_NAMES = ("fastest", "16 GB", "smallest")
 DEMO_DIR = Path("outputs/demo")
 
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_reproduce(commands)
+    _add_download(commands)
     _add_convert(commands)
     _add_doctor(commands)
     return parser
@@ -93,6 +95,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
     parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
+    parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to go on from, in place of stage 1")
+    parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung for a GPU (default: auto)")
     parser.add_argument(
         "--demo", type=Path, nargs="?", const=DEMO_DIR, metavar="DIR",
         help=f"also write both sizes, a contact sheet, an x-t slice and a metrics table (default DIR: {DEMO_DIR})",
@@ -153,6 +157,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     arms.add_argument("--from", dest="source", type=Path, metavar="DIR", help="what they start from (default: shipped)")
     arms.add_argument("--clips", type=int, metavar="N", help="budget in clips, whatever time it takes")
     arms.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: 0)")
+
+
+def _add_download(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "download", "st2v_lib.download", "fetch and convert everything the full-size model needs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the pipeline folder (default: data/weights/modelscope)")
+    named = {"nargs": "*", "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument("--source", **named, help="a folder, or another repository, for base, clip, streaming, enhancer")
+    parser.add_argument("--revision", **named, help="commit of one of these repositories")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched, check the room, and stop")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

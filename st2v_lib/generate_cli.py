@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from st2v_lib.bases.own_frames import from_file
 from st2v_lib.checks import check_count, check_sampling, prompt_schedule
 from st2v_lib.config import preset
 from st2v_lib.errors import OutputError, WeightsError
@@ -60,14 +61,15 @@ def _run(args: argparse.Namespace) -> int:
         sampler=args.sampler, num_inference_steps=args.steps, eta=args.eta, guidance_scale=args.guidance
     )  # fmt: skip
     check_sampling(cfg, make_scheduler(cfg.scheduler, cfg.sampling.sampler), **sampling)
+    first = None if args.first is None else from_file(args.first, cfg)
     with contextlib.ExitStack() as files:
         low_writers, writers = _open_writers(args, cfg.fps, prompt, files)
         start = time.perf_counter()
-        pipe = load(args.preset, args.device)
+        pipe = load(args.preset, args.device, memory=args.memory)
         if writers and pipe.enhancer is None:
             raise WeightsError("these weights have no enhancer; add --no-enhance")
         print(f"{prompt!r}, {args.frames} frames, seed {args.seed} (weights loaded in {_since(start)})")
-        video, metadata = _make(pipe, prompt, args, sampling, low_writers, writers)
+        video, metadata = _make(pipe, prompt, args, sampling | {"first_chunk": first}, low_writers, writers)
     for writer in (*low_writers, *writers):
         print(writer.path)
     if args.demo is not None:
@@ -201,7 +203,7 @@ def _measured(pipe: StreamingT2VPipeline, prompt: str, video: np.ndarray, metada
     """All metrics of a video, as ``st2v metrics`` gives them, with the models at hand."""
     tiny = pipe.cfg.name == "tiny"
     clip = truth = None
-    if pipe.image_encoder is not None:
+    if pipe.image_encoder is not None and hasattr(pipe.text_encoder, "text_projection"):
         clip = (join_towers(pipe.text_encoder, pipe.image_encoder, f"CLIP of {pipe.cfg.name}"), pipe.tokenizer)
     if tiny and world_truth(prompt) is not None:
         with contextlib.suppress(WeightsError):  # weights without a reader: without scores against the truth

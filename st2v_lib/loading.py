@@ -29,21 +29,25 @@ CLASSES = {  # what the folder of each component holds
     "cam": ("st2v_lib", "Cam"),
     "apm": ("st2v_lib", "Apm"),
     "enhancer": ("st2v_lib", "StreamingUNet"),
+    "base": ("st2v_lib", "StreamingUNet"),
 }
 REQUIRED = ("vae", "text_encoder", "tokenizer", "unet")
 
 
-def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None = None) -> StreamingT2VPipeline:
+def load(
+    preset: str = "tiny", device: str = "auto", folder: str | Path | None = None, memory: str = "auto"
+) -> StreamingT2VPipeline:
     """The pipeline of a preset, from the weights that come with the kit.
 
     Args:
-        preset: ``"tiny"``, or ``"modelscope"`` once its public weights have been converted.
+        preset: ``"tiny"``, or ``"modelscope"`` once ``st2v download`` has fetched its public weights.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. float32 on a CPU, float16 on CUDA for
             ``modelscope``.
         folder: other weights than the kit's.
+        memory: rung of ``memory.RUNGS`` that the full-size model starts on; ``"auto"`` goes by what is free.
 
     Raises:
-        InputError: unknown preset.
+        InputError: unknown preset or rung.
         DeviceError: a device that is not there.
         WeightsError: weights that are missing, damaged or made for another config, with what to do about it.
     """
@@ -53,7 +57,7 @@ def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None =
         raise InputError(str(error)) from None
     target, folder = check_device(device), Path(folder or weights_dir(preset))
     if not folder.is_dir() or not any(folder.iterdir()):
-        way = "st2v train all" if cfg.name == "tiny" else "its public weights are not part of the kit, convert them"
+        way = "st2v train all" if cfg.name == "tiny" else "its public weights are not part of the kit: st2v download"
         raise WeightsError(f"there are no weights of {preset!r} in {folder}: {way}")
     require_intact(folder)
     if not (folder / INDEX).is_file():
@@ -64,11 +68,14 @@ def load(preset: str = "tiny", device: str = "auto", folder: str | Path | None =
     dtype = torch.float16 if cfg.name == "modelscope" and target.type == "cuda" else torch.float32
     with _quiet():
         try:
-            pipe = StreamingT2VPipeline.from_pretrained(folder, local_files_only=True)
+            pipe = StreamingT2VPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
         except WeightsError:
             raise
         except Exception as error:  # a damaged or foreign file makes many kinds
             raise WeightsError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
+        if cfg.name == "modelscope" and target.type == "cuda":
+            pipe.ladder = Ladder(pipe, target, memory)
+            return pipe
         return pipe.to(target, dtype)
 
 
@@ -88,6 +95,8 @@ def write_index(folder: str | Path, cfg: StreamingT2VConfig) -> bool:
     found = {name: entry if (folder / name).is_dir() else (None, None) for name, entry in CLASSES.items()}
     if not (folder / "image_encoder").is_dir():
         found["apm"] = (None, None)
+    kinds = json.loads((folder / "text_encoder" / "config.json").read_text()).get("architectures")
+    found["text_encoder"] = ("transformers", (kinds or [CLASSES["text_encoder"][1]])[0])  # public ones: no projection
     index = {
         "_class_name": "StreamingT2VPipeline",
         "_diffusers_version": diffusers.__version__,

@@ -24,12 +24,15 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from st2v_lib.apm import Apm, preprocess_for_clip
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
+from st2v_lib.bases import Base
+from st2v_lib.bases.separate_unet import separate_unet
 from st2v_lib.blending import chunk_starts
 from st2v_lib.cam import Cam
 from st2v_lib.checks import Prompt, check_count, check_frames, check_sampling, prompt_schedule
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.enhancer import shape_quirks
 from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.memory import Ladder
 from st2v_lib.sampling import StepState
 from st2v_lib.stages import FrameStream, enhance_blocks, stream_blocks, stream_cost
 from st2v_lib.streaming import Models, StreamState
@@ -67,6 +70,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
         vae, text_encoder, tokenizer, unet, scheduler: the base model.
         image_encoder, cam, apm: the memories; ``None`` leaves one out.
         enhancer: the video model of stage 3; ``None`` for stages 1 and 2 alone.
+        base: a UNet for stage 1 alone, as the released model has; ``None``: stage 1 uses ``unet`` without memories.
         cfg: sizes and defaults; a dict is its JSON form.
 
     Raises:
@@ -75,7 +79,8 @@ class StreamingT2VPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae->enhancer"
     _exclude_from_cpu_offload = ["cam", "apm"]  # they work inside the UNet, so they stay on its device
-    _optional_components = ["image_encoder", "cam", "apm", "enhancer"]
+    _optional_components = ["image_encoder", "cam", "apm", "enhancer", "base"]
+    ladder: Ladder | None = None  # moves networks to and from the device, if loading has set one
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
         cam: Cam | None = None,
         apm: Apm | None = None,
         enhancer: StreamingUNet | None = None,
+        base: StreamingUNet | None = None,
         cfg: StreamingT2VConfig | dict | None = None,
     ):
         super().__init__()
@@ -104,7 +110,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
             shape_quirks(enhancer)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-            image_encoder=image_encoder, cam=cam, apm=apm, enhancer=enhancer,
+            image_encoder=image_encoder, cam=cam, apm=apm, enhancer=enhancer, base=base,
         )  # fmt: skip
         self.register_to_config(cfg=cfg)
         self.cfg = cfg
@@ -147,7 +153,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         anchor_guidance_scale: float | None = None,
         negative_prompt: str = "",
-        first_chunk: Tensor | None = None,
+        first_chunk: Tensor | Base | None = None,
         anchor: Tensor | None = None,
         enhance: bool = True,
         callback: Callback | None = None,
@@ -162,7 +168,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
             seed: of all noise.
             sampler, num_inference_steps, eta, guidance_scale, anchor_guidance_scale: see ``checks.check_sampling``.
             negative_prompt: what to stay away from.
-            first_chunk: ``1 16 3 h w`` in [-1, 1] in place of stage 1.
+            first_chunk: ``1 16 3 h w`` in [-1, 1] in place of stage 1, or a function that makes it (``bases``).
             anchor: frames ``1 n 3 h w`` that APM keeps to; ``None`` for the first.
             enhance: ``False`` stops after stage 2.
             callback: called with a ``StepState`` after every denoising step of every stage.
@@ -201,7 +207,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         anchor_guidance_scale: float | None = None,
         negative_prompt: str = "",
-        first_chunk: Tensor | None = None,
+        first_chunk: Tensor | Base | None = None,
         anchor: Tensor | None = None,
         state: StreamState | None = None,
         callback: Callback | None = None,
@@ -224,8 +230,9 @@ class StreamingT2VPipeline(DiffusionPipeline):
         models = self.models(scheduler)
         if num_frames is not None:
             check_count(num_frames, "num_frames", self.cfg.chunk_frames if state is None else 1)
-        if first_chunk is not None:
-            check_frames(first_chunk, "first_chunk", (1, self.cfg.chunk_frames, 3, size, size))
+        chunk_shape = (1, self.cfg.chunk_frames, 3, size, size)
+        if isinstance(first_chunk, Tensor):
+            check_frames(first_chunk, "first_chunk", chunk_shape)
         if anchor is not None:
             check_frames(anchor, "anchor", (1, None, 3, size, size))
         if state is not None:
@@ -234,12 +241,17 @@ class StreamingT2VPipeline(DiffusionPipeline):
                 raise InputError("state: it was made without APM; resume with pipe.cfg.replace(apm=None)")
         if state is not None and first_chunk is not None:
             raise InputError("give first_chunk to start a stream or state to resume one, not both")
+        if first_chunk is None and state is None and self.base is not None:
+            first_chunk = separate_unet(self, negative_prompt, callback=callback)
         cfg = self.cfg.replace(sampling=sampling)
         cost = stream_cost(num_frames, models, cfg, first_chunk is not None, state is not None) if num_frames else None
 
         def blocks(bar: tqdm) -> Iterator[tuple[Tensor, StreamState]]:
+            first = first_chunk
+            if callable(first):
+                first = check_frames(first(prompt_at(0), seed), "first_chunk", chunk_shape)
             return stream_blocks(
-                models, cfg, self.encode_text, prompt_at, negative_prompt, num_frames, seed, first_chunk, anchor, state,
+                models, cfg, self.encode_text, prompt_at, negative_prompt, num_frames, seed, first, anchor, state,
                 _ticking(bar, callback),
             )  # fmt: skip
 
@@ -280,6 +292,10 @@ class StreamingT2VPipeline(DiffusionPipeline):
         return self._run(blocks, progress, self.enhancer_cost(video.shape[1]))
 
     # ------------------------------------------------------------------------------------------------------ the parts
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return super()._execution_device if self.ladder is None else self.ladder.device
 
     @torch.no_grad()
     def encode_text(self, text: str) -> Tensor:
