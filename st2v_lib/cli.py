@@ -95,8 +95,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
     parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
-    parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to go on from, in place of stage 1")
-    parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung for a GPU (default: auto)")
+    parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to start from, not stage 1")
+    parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung on a GPU (default: auto)")
     parser.add_argument(
         "--demo", type=Path, nargs="?", const=DEMO_DIR, metavar="DIR",
         help=f"also write both sizes, a contact sheet, an x-t slice and a metrics table (default DIR: {DEMO_DIR})",
@@ -161,9 +161,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _add_download(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "download", "st2v_lib.download", "fetch and convert everything the full-size model needs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the pipeline folder (default: data/weights/modelscope)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="pipeline folder (default: data/weights/modelscope)")
     named = {"nargs": "*", "default": [], "metavar": "NAME=VALUE"}
-    parser.add_argument("--source", **named, help="a folder, or another repository, for base, clip, streaming, enhancer")
+    parser.add_argument("--source", **named, help="a folder or another repository for base, clip, streaming, enhancer")
     parser.add_argument("--revision", **named, help="commit of one of these repositories")
     parser.add_argument("--dry-run", action="store_true", help="say what would be fetched, check the room, and stop")
 

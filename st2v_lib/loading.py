@@ -16,6 +16,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.config import preset as preset_config
 from st2v_lib.errors import InputError, WeightsError
 from st2v_lib.manifest import require_intact, weights_dir
+from st2v_lib.memory import Ladder
 from st2v_lib.pipeline import StreamingT2VPipeline
 from st2v_lib.sampling import make_scheduler
 
