@@ -36,7 +36,8 @@ def pad_to_canvas(frames: Tensor, config: EnhancerConfig, downscale: int) -> Ten
     return F.pad(frames, (left, wide - width - left, top, tall - height - top), value=-1.0)
 
 
-def crop_from_canvas(frames: Tensor, height: int, width: int) -> Tensor:
-    """The middle of frames ``... h w``: what ``pad_to_canvas`` put there."""
+def crop_from_canvas(frames: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """The middle of frames ``... h w``: what ``pad_to_canvas`` put there; ``size`` is height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
     top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
     return frames[..., top : top + height, left : left + width]
