@@ -6,6 +6,9 @@ it take the left chunk's prediction, the rest the right chunk's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +49,36 @@ def draw_cuts(overlap_widths: list[int], law: str = "code", generator: torch.Gen
         raise ValueError(f"unknown blend law {law!r}; choose one of {', '.join(LAWS)}")
     extra = int(law == "paper")
     return [int(torch.randint(o + extra, (), generator=generator)) if o else 0 for o in overlap_widths]
+
+
+def stage_key(generator: torch.Generator | None = None) -> int:
+    """The one number that all noise and cuts of an enhancement follow from: a draw from ``generator``."""
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def frame_noise(key: int, frames: Sequence[int], step: int, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal noise ``b c f h w``, each frame's a function of ``(key, frame, step)`` alone.
+
+    So it is the same whichever frames are asked for together, in a stream or all at once.
+
+    Args:
+        key: see ``stage_key``.
+        frames: indices of video frames.
+        step: 0 for the noise that is added to the video, i + 1 for that of solver step i.
+        shape: ``b, c, h, w`` of one frame.
+        like: gives the device.
+    """
+    drawn = [torch.randn(tuple(shape), generator=_keyed(key, 0, frame, step)) for frame in frames]
+    return torch.stack(drawn, dim=2).to(like.device)
+
+
+def boundary_cut(key: int, boundary: int, step: int, overlap: int, law: str = "code") -> int:
+    """The cut between chunks ``boundary - 1`` and ``boundary`` at a step, a function of its arguments alone."""
+    return draw_cuts([overlap], law, _keyed(key, 1, boundary, step))[0]
+
+
+def _keyed(*key: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def probability_of_left(frame: int, overlap: int, law: str = "code") -> float:

@@ -17,7 +17,8 @@ from st2v_lib.config import SamplingConfig, StreamingT2VConfig
 from st2v_lib.errors import DeviceError, InputError
 from st2v_lib.sampling import make_scheduler
 
-Prompt = str | Mapping | Callable[[int], str]  # one text; {frame: text from there on}; or a function of the frame
+# one text; {frame: text from there on}; {(first, end): text of these frames}; or a function of the frame
+Prompt = str | Mapping | Callable[[int], str]
 
 
 def check_device(name: str) -> torch.device:
@@ -62,29 +63,64 @@ def check_text(text: Any, cfg: StreamingT2VConfig) -> str:
     return text.strip()
 
 
-def prompt_schedule(prompt: Prompt, cfg: StreamingT2VConfig) -> Callable[[int], str]:
+def prompt_schedule(prompt: Prompt, cfg: StreamingT2VConfig, num_frames: int | None = None) -> Callable[[int], str]:
     """A prompt, or what changes it over time, as a function of the frame's index.
 
     Args:
-        prompt: one text; ``{frame: text}``, each valid from its frame on, with frame 0 among them; or a function.
+        prompt: one text; a schedule, see ``prompt_ranges``; or a function.
         cfg: ``tiny`` has its words checked.
+        num_frames: length of the video, if it is known and the schedule is for that video alone.
 
     Raises:
-        InputError: for an empty prompt or a schedule without a frame 0. What a function returns is checked when it
-            is asked, its first answer now.
+        InputError: for an empty prompt or a wrong schedule. What a function returns is checked when it is asked, its
+            first answer now.
     """
     if callable(prompt):
         check_text(prompt(0), cfg)
         return lambda frame: check_text(prompt(frame), cfg)
-    schedule = prompt if isinstance(prompt, Mapping) else {0: prompt}
-    for frame in schedule:
-        check_count(frame, "frame of the prompt schedule", 0)
-    if 0 not in schedule:
-        raise InputError(
-            f"the prompt schedule has nothing for frame 0; it starts at {min(schedule, default='nothing')}"
-        )
-    texts = {frame: check_text(schedule[frame], cfg) for frame in sorted(schedule)}
+    texts = dict(prompt_ranges(prompt, cfg, num_frames))
     return lambda frame: texts[max(start for start in texts if start <= frame)]
+
+
+def prompt_ranges(
+    prompt: str | Mapping, cfg: StreamingT2VConfig, num_frames: int | None = None
+) -> tuple[tuple[int, str], ...]:
+    """A prompt or a schedule as pairs of a frame and the prompt from there on, in order, the first at frame 0.
+
+    Args:
+        prompt: one text; ``{0: text, 40: text}``, each valid from its frame on; or ``{(0, 40): text, (40, 80): text}``,
+            each valid from its first frame to before its end. Both kinds may be mixed.
+        cfg: ``tiny`` has its words checked.
+        num_frames: length of the video, if it is known.
+
+    Raises:
+        InputError: for an empty prompt; frames without a prompt or with two; frames beyond the end.
+    """
+    if not isinstance(prompt, Mapping):
+        return ((0, check_text(prompt, cfg)),)
+    what, entries = "the prompt schedule", []
+    for key, text in prompt.items():
+        first, end = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+        check_count(first, f"frame of {what[4:]}", 0)
+        if end is not None:
+            check_count(end, f"{what}, end of the frames from {first} on", first + 1)
+        entries.append((first, end, text))
+    entries.sort(key=lambda entry: entry[0])
+    if not entries or entries[0][0] != 0:
+        raise InputError(f"{what} has nothing for frame 0; it starts at {entries[0][0] if entries else 'nothing'}")
+    for (first, end, _), (following, _, _) in zip(entries, entries[1:], strict=False):
+        if following == first or (end is not None and end > following):
+            raise InputError(f"{what} overlaps: the frames from {following} on belong to two prompts")
+        if end is not None and end < following:
+            raise InputError(f"{what} has a gap: frames {end} to {following - 1} have no prompt")
+    first, end, _ = entries[-1]
+    if num_frames is not None and max(first + 1, end or 0) > num_frames:
+        raise InputError(f"{what} goes to frame {max(first, (end or 0) - 1)}, the video ends at {num_frames - 1}")
+    if end is not None and end != num_frames:
+        raise InputError(
+            f"{what} has a gap: frames from {end} on have no prompt; let the last entry have no end, {{{first}: text}}"
+        )
+    return tuple((first, check_text(text, cfg)) for first, _, text in entries)
 
 
 def check_sampling(

@@ -17,9 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, encode_frames
-from st2v_lib.blending import NAIVE, blend, chunk_starts, draw_cuts, overlaps
+from st2v_lib.blending import NAIVE, blend, boundary_cut, chunk_starts, frame_noise, overlaps, stage_key
 from st2v_lib.config import EnhancerConfig
-from st2v_lib.sampling import StepState, randn
+from st2v_lib.sampling import StepState
 
 Denoise = Callable[[Tensor, int, int], Tensor]  # noisy chunk b c f h w, timestep, chunk index -> clean chunk
 
@@ -75,6 +75,50 @@ def noise_ratios(schedule: VpSchedule, times: Tensor) -> Tensor:
     return torch.cat([between.exp(), between.new_zeros(1)])
 
 
+@dataclass(frozen=True)
+class SolverStep:
+    """One step of DPM-Solver++(2M) SDE, midpoint, eta 1, on the variance-exploding state X = x / alpha.
+
+    Attributes:
+        timestep: where the network is evaluated, an integer.
+        scale: the network sees ``X / scale``, which is variance preserving.
+        decay, gain, slope, noise: factors of X, of the prediction, of its change since the step before, of the noise.
+    """
+
+    timestep: int
+    scale: float
+    decay: float
+    gain: float
+    slope: float
+    noise: float
+
+    def advance(self, state: Tensor, x0: Tensor, previous: Tensor | None, noise: Tensor) -> Tensor:
+        """X after the step; ``previous`` is the prediction of the step before. Frames do not mix."""
+        state = self.decay * state + self.gain * x0
+        if previous is not None:
+            state = state + self.slope * (x0 - previous)
+        return state + self.noise * noise
+
+
+def solver_steps(schedule: VpSchedule, num_steps: int, start_timestep: int = 599) -> list[SolverStep]:
+    """The solver's numbers; the last step has no ``advance``: its prediction is the result."""
+    times = time_grid(num_steps, start_timestep)
+    s, steps, h_previous = noise_ratios(schedule, times).tolist(), [], None
+    for i, t in enumerate(times.round().long().tolist()):
+        h = math.log(s[i] / s[i + 1]) if i < num_steps - 1 else math.inf
+        gain = -math.expm1(-2 * h)
+        slope = 0.0 if h_previous is None or h == math.inf else 0.5 * gain * (h / h_previous)
+        decay = s[i + 1] / s[i] * math.exp(-h)
+        steps.append(SolverStep(t, math.sqrt(1 + s[i] ** 2), decay, gain, slope, s[i + 1] * math.sqrt(gain)))
+        h_previous = h
+    return steps
+
+
+def start_scale(steps: Sequence[SolverStep], official: bool = False) -> float:
+    """X = x · this at the start; ``official`` is the released sampler's slip, sigma/alpha in place of 1/alpha."""
+    return math.sqrt(steps[0].scale ** 2 - 1) if official else steps[0].scale
+
+
 @torch.no_grad()
 def sample_2m_sde(
     x: Tensor,
@@ -86,7 +130,7 @@ def sample_2m_sde(
     official_start_scale: bool = False,
     callback: Callable[[StepState], None] | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M) SDE, midpoint, eta 1, in the variance-exploding form X = x / alpha, s = sigma / alpha.
+    """DPM-Solver++(2M) SDE from a middle noise level.
 
     Args:
         x: latents at ``start_timestep``, variance preserving.
@@ -95,30 +139,20 @@ def sample_2m_sde(
         schedule: noise levels.
         num_steps: network evaluations.
         start_timestep: where the schedule is entered.
-        official_start_scale: start from x · s, the released sampler's slip, in place of x / alpha = x · sqrt(1 + s²).
+        official_start_scale: see ``start_scale``.
         callback: called with a ``StepState`` after each step; its latents are X.
 
     Returns:
         Clean latents.
     """
-    times = time_grid(num_steps, start_timestep)
-    s = noise_ratios(schedule, times).tolist()
-    state = x * (s[0] if official_start_scale else math.sqrt(1 + s[0] ** 2))
-    previous = h_previous = None
-    for i, t in enumerate(times.round().long().tolist()):
-        x0 = predict_x0(state / math.sqrt(1 + s[i] ** 2), t)
-        if i == num_steps - 1:
-            state = x0
-        else:
-            h = math.log(s[i] / s[i + 1])
-            gain = -math.expm1(-2 * h)
-            state = (s[i + 1] / s[i]) * math.exp(-h) * state + gain * x0
-            if previous is not None:
-                state = state + 0.5 * gain * (h / h_previous) * (x0 - previous)
-            state = state + s[i + 1] * math.sqrt(gain) * draw_noise(i)
-            previous, h_previous = x0, h
+    steps = solver_steps(schedule, num_steps, start_timestep)
+    state, previous = x * start_scale(steps, official_start_scale), None
+    for i, step in enumerate(steps):
+        x0 = predict_x0(state / step.scale, step.timestep)
+        state = step.advance(state, x0, previous, draw_noise(i)) if i < num_steps - 1 else x0
+        previous = x0
         if callback is not None:
-            callback(StepState(i, num_steps, t, state, x0))
+            callback(StepState(i, num_steps, step.timestep, state, x0))
     return state
 
 
@@ -133,7 +167,7 @@ def enhance_latents(
     schedule: VpSchedule | None = None,
     callback: Callable[[StepState], None] | None = None,
 ) -> Tensor:
-    """SDEdit of a whole video in overlapping chunks (paper §4.3).
+    """SDEdit of a whole video in overlapping chunks (paper §4.3); ``wavefront`` does the same in a stream.
 
     With ``config.blend_law`` ``"code"`` or ``"paper"`` the state is one video and each step's clean predictions are
     blended with random cuts. ``"B"`` and ``"B+S"`` are the naive variants of §9.3: every chunk keeps a trajectory of
@@ -144,50 +178,47 @@ def enhance_latents(
         latents: clean latents of the upscaled video ``b c f h w``.
         denoise: clean chunk from (noisy chunk, integer timestep, chunk index).
         config: chunking, blending and the solver's numbers.
-        generator: CPU generator; draws the noise, then at each step the cuts and the step's noise.
-        noise: SDEdit noise in place of the generator's, as ``latents``.
-        step_noise: solver noise in place of the generator's, ``steps-1 b c f h w``.
-        cuts: blending cuts in place of the generator's, one for each step and chunk.
+        generator: CPU generator; draws the key that all noise and cuts follow from (``blending.frame_noise``).
+        noise: SDEdit noise in place of the key's, as ``latents``.
+        step_noise: solver noise in place of the key's, ``steps-1 b c f h w``.
+        cuts: blending cuts in place of the key's, one for each step and chunk.
         schedule: noise levels; ``None`` for ``logsnr_cosine_interp()``.
         callback: called with a ``StepState`` after each step.
 
     Returns:
         Enhanced latents ``b c f h w``.
     """
-    schedule = schedule or logsnr_cosine_interp()
+    schedule, key = schedule or logsnr_cosine_interp(), stage_key(generator)
     num_frames, naive = latents.shape[2], config.blend_law in NAIVE
     size = min(config.chunk_frames, num_frames)
     starts = chunk_starts(num_frames, config.chunk_frames, config.overlap_frames)
     # which video frame each frame of the state is: a naive state holds all chunks side by side
     frames = torch.cat([torch.arange(s, s + size) for s in starts]) if naive else torch.arange(num_frames)
     offsets = [k * size for k in range(len(starts))] if naive else starts
-    shared = config.blend_law != "B"
+    widths, law = overlaps(offsets, size), "code" if naive else config.blend_law
+    shared, steps_done = config.blend_law != "B", 0
 
-    def draw(given: Tensor | None) -> Tensor:
-        shape = list(latents.shape)
-        shape[2] = num_frames if shared else len(frames)
-        drawn = randn(tuple(shape), generator, latents) if given is None else given
-        return drawn[:, :, frames] if shared else drawn
-
-    steps_done = 0
+    def draw(given: Tensor | None, step: int) -> Tensor:
+        if given is not None:
+            return given[:, :, frames] if shared else given
+        keys = frames.tolist() if shared else range(len(frames))
+        return frame_noise(key, keys, step, (*latents.shape[:2], *latents.shape[3:]), latents)
 
     def predict_x0(x: Tensor, t: int) -> Tensor:
         nonlocal steps_done
-        widths = overlaps(offsets, size)
-        now = (
-            cuts[steps_done]
-            if cuts is not None
-            else draw_cuts(widths, "code" if naive else config.blend_law, generator)
-        )
+        if cuts is None:
+            now = [boundary_cut(key, k, steps_done, width, law) for k, width in enumerate(widths)]
+        else:
+            now = [int(c) for c in cuts[steps_done]]
         steps_done += 1
-        chunks = [denoise(x[:, :, o : o + size], t, k) for k, o in enumerate(offsets)]
-        return blend(chunks, offsets, [int(c) for c in now])
+        chunks = [denoise(x[:, :, o : o + size].contiguous(), t, k) for k, o in enumerate(offsets)]
+        return blend(chunks, offsets, now)
 
-    noised = schedule.add_noise(latents[:, :, frames], draw(noise), config.start_timestep)
+    noised = schedule.add_noise(latents[:, :, frames], draw(noise, 0), config.start_timestep)
     result = sample_2m_sde(
         noised,
         predict_x0,
-        lambda i: draw(None if step_noise is None else step_noise[i]),
+        lambda i: draw(None if step_noise is None else step_noise[i], i + 1),
         schedule,
         config.num_inference_steps,
         config.start_timestep,
@@ -257,7 +288,7 @@ def shape_quirks(unet: UNet3DConditionModel) -> UNet3DConditionModel:
 
 def upscale(video: Tensor, size: int, mode: str = "bilinear") -> Tensor:
     """A video ``b f 3 h w`` in [-1, 1] at ``size`` x ``size`` pixels; the paper says bilinear, the code bicubic."""
-    frames = rearrange(check_video(video), "b f c h w -> (b f) c h w")
+    frames = rearrange(check_video(video), "b f c h w -> (b f) c h w").contiguous()  # the layout changes round-off
     frames = F.interpolate(frames, (size, size), mode=mode, align_corners=False).clamp(-1, 1)
     return rearrange(frames, "(b f) c h w -> b f c h w", b=video.shape[0])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from st2v_lib.apm import Apm, preprocess_for_clip
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
+from st2v_lib.baselines import rival_of
+from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
 from st2v_lib.bases import Base
 from st2v_lib.bases.separate_unet import separate_unet
 from st2v_lib.blending import chunk_starts
@@ -34,7 +36,7 @@ from st2v_lib.enhancer import shape_quirks
 from st2v_lib.errors import InputError, WeightsError
 from st2v_lib.memory import Ladder
 from st2v_lib.sampling import StepState
-from st2v_lib.stages import FrameStream, enhance_blocks, stream_blocks, stream_cost
+from st2v_lib.stages import FrameStream, enhance_blocks, enhancer_stream, next_frame, stream_blocks, stream_cost
 from st2v_lib.streaming import Models, StreamState
 
 ENHANCER_COST = 2  # one call of stage 3 in steps of stage 2, for the time left (benchmarks/generate_speed.py, tiny)
@@ -225,11 +227,14 @@ class StreamingT2VPipeline(DiffusionPipeline):
         sampling, scheduler = check_sampling(
             self.cfg, self.scheduler, sampler, num_inference_steps, eta, guidance_scale, anchor_guidance_scale
         )
-        prompt_at, size = prompt_schedule(prompt, self.cfg), self.cfg.size
+        size = self.cfg.size
         check_count(seed, "seed", 0)
         models = self.models(scheduler)
+        end = num_frames
         if num_frames is not None:
             check_count(num_frames, "num_frames", self.cfg.chunk_frames if state is None else 1)
+            end = num_frames + (0 if state is None else next_frame(state, models, self.cfg))
+        prompt_at = prompt_schedule(prompt, self.cfg, end)
         chunk_shape = (1, self.cfg.chunk_frames, 3, size, size)
         if isinstance(first_chunk, Tensor):
             check_frames(first_chunk, "first_chunk", chunk_shape)
@@ -259,37 +264,48 @@ class StreamingT2VPipeline(DiffusionPipeline):
 
     def enhance(
         self,
-        video: Tensor,
+        video: Tensor | Iterable[Tensor],
         prompt: Prompt,
         seed: int = 0,
         negative_prompt: str = "",
         callback: Callback | None = None,
         progress: bool | tqdm = True,
         batch_size: int = 8,
+        num_frames: int | None = None,
+        chunk_batch: int = 1,
     ) -> Iterator[Tensor]:
-        """Stage 3 on a video of any length: yields the enhanced frames, ``batch_size`` at a time, on the CPU.
+        """Stage 3 on a video of any length, in constant memory: yields enhanced frames on the CPU.
 
-        Only latents are held for the whole video; pixels are encoded and decoded in batches.
+        ``pipe.enhance(pipe.stream(prompt), prompt)`` enhances while frames are made, for ever; the same frames come
+        out as of the whole video at once (see ``wavefront``).
 
         Args:
-            video: ``b f 3 h w`` in [-1, 1].
-            batch_size: frames in the VAE at once.
+            video: ``b f 3 h w`` in [-1, 1], or blocks of it as they come.
+            batch_size: frames in the VAE at once, and in a block that is yielded.
+            num_frames: length of the video, if blocks are given and it is known: the last frames then come earlier.
+            chunk_batch: chunks in the network at once; more than 1 may be faster on a GPU, is not bit-identical, and
+                lets the frames come later.
 
         The other arguments are those of a call. Raises ``InputError`` or ``WeightsError`` now.
         """
         self._require_enhancer()
-        check_frames(video, "video")
+        blocks = video
+        if isinstance(video, Tensor):
+            num_frames, blocks = check_frames(video, "video").shape[1], video.split(batch_size, dim=1)
         check_count(seed, "seed", 0)
         check_count(batch_size, "batch_size", 1)
-        prompt_at = prompt_schedule(prompt, self.cfg)
+        check_count(chunk_batch, "chunk_batch", 1)
+        prompt_at = prompt_schedule(prompt, self.cfg, num_frames)
+        cost = None if num_frames is None else self.enhancer_cost(num_frames)
 
-        def blocks(bar: tqdm) -> Iterator[Tensor]:
-            return enhance_blocks(
-                video, self.vae, self.enhancer, self.cfg.enhancer, self.encode_text, prompt_at, negative_prompt, seed,
-                batch_size, lambda: bar.update(ENHANCER_COST), callback,
+        def run(bar: tqdm) -> Iterator[Tensor]:
+            stream = enhancer_stream(
+                self.vae, self.enhancer, self.cfg.enhancer, self.encode_text, prompt_at, negative_prompt, seed,
+                num_frames, batch_size, chunk_batch,
             )  # fmt: skip
+            return enhance_blocks(blocks, stream, lambda: bar.update(ENHANCER_COST), callback)
 
-        return self._run(blocks, progress, self.enhancer_cost(video.shape[1]))
+        return self._run(run, progress, cost)
 
     # ------------------------------------------------------------------------------------------------------ the parts
 
@@ -316,13 +332,15 @@ class StreamingT2VPipeline(DiffusionPipeline):
 
     def models(self, scheduler: SchedulerMixin | None = None) -> Models:
         """The networks of stage 2 as the plain loops of ``streaming`` take them, with what ``cfg`` switches on."""
-        if self.cfg.conditioning not in ("cam", "none"):
-            raise InputError(f"conditioning {self.cfg.conditioning!r} is none of the pipeline's: 'cam' or 'none'")
-        cam = self.cam if self.cfg.cam is not None and self.cfg.conditioning == "cam" else None
+        if self.cfg.anchor not in ("first", "last"):
+            raise InputError(f"anchor: expected 'first' or 'last', got {self.cfg.anchor!r}")
+        cam = None
+        if self.cfg.cam is not None and self.cfg.conditioning != "none":
+            cam = self.cam if self.cfg.conditioning == "cam" else rival_of(self, self.cfg.conditioning)
         apm = self.apm if self.cfg.apm is not None else None
-        return Models(
-            self.unet, self.vae, scheduler or self.scheduler, cam, apm, self.encode_image, self._execution_device
-        )
+        follow = anchor_on_last_frame if self.cfg.anchor == "last" else None
+        scheduler, device = scheduler or self.scheduler, self._execution_device
+        return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow)
 
     @contextlib.contextmanager
     def bar(self, progress: bool | tqdm = True, total: int | None = None) -> Iterator[tqdm]:

@@ -1,26 +1,25 @@
 """The stages of a whole video as plain generators: a base chunk and streaming (1, 2), enhancement (3) (paper §4).
 
-Frames come out as they are made; what is held between two blocks does not grow with the video. Only stage 3 keeps
-something for every frame: its latents, because blending couples neighbouring chunks at every step.
+Frames come out as they are made; what is held between two blocks does not grow with the video.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from st2v_lib.backbone import StreamingUNet, decode_latents, encode_frames, vae_downscale
-from st2v_lib.blending import chunk_starts
+from st2v_lib.backbone import StreamingUNet, decode_latents, vae_downscale
+from st2v_lib.blending import stage_key
 from st2v_lib.config import EnhancerConfig, StreamingT2VConfig
-from st2v_lib.enhancer import enhance_latents, unet_denoiser, upscale
-from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_chunk, make_predictor, randn
-from st2v_lib.streaming import Models, StreamState, next_chunk, start_stream
+from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_steps, make_predictor, randn
+from st2v_lib.streaming import Models, StreamState, finish, next_chunk, start_stream
+from st2v_lib.wavefront import EnhancerStream, Wavefront, batch_denoiser
 
 ENHANCER_NOISE = 2**31  # the enhancer draws from chunk_generator(seed, this), an index that no chunk reaches
 
@@ -53,7 +52,12 @@ class FrameStream:
 
 def carried_frames(models: Models, cfg: StreamingT2VConfig) -> int:
     """Frames that a chunk repeats of the one before: CAM's number, half a chunk without a CAM."""
-    return cfg.chunk_frames // 2 if models.cam is None else models.cam.extractor.config.num_cond_frames
+    return cfg.chunk_frames // 2 if models.cam is None else models.cam.config.num_cond_frames
+
+
+def next_frame(state: StreamState, models: Models, cfg: StreamingT2VConfig) -> int:
+    """Where in the video the next chunk's first new frame is."""
+    return cfg.chunk_frames + (state.chunk_index - 1) * (cfg.chunk_frames - carried_frames(models, cfg))
 
 
 def stream_cost(num_frames: int, models: Models, cfg: StreamingT2VConfig, has_first: bool, resumed: bool) -> int:
@@ -64,6 +68,35 @@ def stream_cost(num_frames: int, models: Models, cfg: StreamingT2VConfig, has_fi
 
 
 @torch.no_grad()
+def base_steps(
+    models: Models, cfg: StreamingT2VConfig, text: Tensor, null_text: Tensor, seed: int = 0
+) -> Generator[StepState, None, Tensor]:
+    """Stage 1, a step at a time: one chunk of the base model, without memories (paper §4, initialisation).
+
+    Args:
+        models: the networks; CAM and APM are not used.
+        cfg: size, frames and sampling.
+        text, null_text: tokens ``1 l d``.
+        seed: chunk 0 of the video with that seed.
+
+    Returns:
+        Frames ``1 f 3 h w`` in [-1, 1].
+    """
+    device, cells = models.device or models.unet.device, cfg.size // vae_downscale(models.vae)
+    generator, channels = chunk_generator(seed, 0), models.unet.config.out_channels
+    for step in denoise_steps(
+        make_predictor(models.unet),
+        models.scheduler,
+        randn((1, channels, cfg.chunk_frames, cells, cells), generator, device),
+        Contexts(text, null_text, scale=cfg.sampling.guidance_scale),
+        cfg.sampling.num_inference_steps,
+        cfg.sampling.eta,
+        generator,
+    ):
+        yield step
+    return decode_latents(models.vae, step.latents).float()
+
+
 def base_chunk(
     models: Models,
     cfg: StreamingT2VConfig,
@@ -72,31 +105,8 @@ def base_chunk(
     seed: int = 0,
     callback: Callable[[StepState], None] | None = None,
 ) -> Tensor:
-    """Stage 1: one chunk of the base model, without memories (paper §4, initialisation).
-
-    Args:
-        models: the networks; CAM and APM are not used.
-        cfg: size, frames and sampling.
-        text, null_text: tokens ``1 l d``.
-        seed: chunk 0 of the video with that seed.
-        callback: called with a ``StepState`` after each step.
-
-    Returns:
-        Frames ``1 f 3 h w`` in [-1, 1].
-    """
-    device, cells = models.device or models.unet.device, cfg.size // vae_downscale(models.vae)
-    generator, channels = chunk_generator(seed, 0), models.unet.config.out_channels
-    latents = denoise_chunk(
-        make_predictor(models.unet),
-        models.scheduler,
-        randn((1, channels, cfg.chunk_frames, cells, cells), generator, device),
-        Contexts(text, null_text, scale=cfg.sampling.guidance_scale),
-        cfg.sampling.num_inference_steps,
-        cfg.sampling.eta,
-        generator,
-        callback=callback,
-    )
-    return decode_latents(models.vae, latents).float()
+    """``base_steps`` to its end; calls ``callback`` after each step."""
+    return finish(base_steps(models, cfg, text, null_text, seed), callback)
 
 
 def stream_blocks(
@@ -137,16 +147,13 @@ def stream_blocks(
         yield first_chunk.cpu(), state
         left -= first_chunk.shape[1]
     while left > 0:
-        first_frame = cfg.chunk_frames + (state.chunk_index - 1) * (cfg.chunk_frames - carried)
-        text = encode(prompt_at(first_frame))
+        text = encode(prompt_at(next_frame(state, models, cfg)))
         frames, state = next_chunk(models, state, text, null_text, cfg.sampling, callback=callback)
         yield frames[:, : min(left, frames.shape[1])].cpu(), state
         left -= frames.shape[1]
 
 
-@torch.no_grad()
-def enhance_blocks(
-    video: Tensor,
+def enhancer_stream(
     vae: AutoencoderKL,
     unet: StreamingUNet,
     config: EnhancerConfig,
@@ -154,43 +161,43 @@ def enhance_blocks(
     prompt_at: Callable[[int], str],
     negative_prompt: str = "",
     seed: int = 0,
+    num_frames: int | None = None,
     batch_size: int = 8,
+    chunk_batch: int = 1,
+) -> EnhancerStream:
+    """Stage 3 as a thing to push frames into; a chunk has the prompt of its first frame. See ``enhance_blocks``."""
+    encode = functools.lru_cache(8)(encode_text)
+    null_text, key = encode(negative_prompt), stage_key(chunk_generator(seed, ENHANCER_NOISE))
+    text = lambda chunk: encode(prompt_at(wavefront.start(chunk)))  # noqa: E731
+    denoise = batch_denoiser(unet, text, null_text, config)
+    wavefront = Wavefront(denoise, config, key, num_frames, chunk_batch)
+    return EnhancerStream(vae, wavefront, batch_size, null_text.device)
+
+
+def enhance_blocks(
+    blocks: Iterable[Tensor],
+    stream: EnhancerStream,
     on_chunk: Callable[[], object] | None = None,
     callback: Callable[[StepState], None] | None = None,
 ) -> Iterator[Tensor]:
     """Stage 3 (paper §4.3): yields enhanced frames ``b f 3 size size`` in [-1, 1], in batches, on the CPU.
 
-    The same video as ``enhancer.enhance_video``, but pixels are encoded and decoded a few frames at a time, and the
-    prompt may change: a chunk has that of its first frame.
+    The same video as ``enhancer.enhance_video``, in constant memory, while the low-resolution frames come.
 
     Args:
-        video: ``b f 3 h w`` in [-1, 1], any length.
-        vae, unet: the enhancer's networks.
-        config: sizes and the solver's numbers.
-        encode_text, prompt_at, negative_prompt: as for ``stream_blocks``.
-        seed: of all noise.
-        batch_size: frames in the VAE at once.
+        blocks: frames ``b m 3 h w`` in [-1, 1], in blocks of any length.
+        stream: what ``enhancer_stream`` made.
         on_chunk: called after the network has seen a chunk, ``steps x chunks`` times.
-        callback: called with a ``StepState`` after each step.
+        callback: called with a ``StepState`` then.
     """
-    encode = functools.lru_cache(8)(encode_text)
-    null_text = encode(negative_prompt)
-    starts = chunk_starts(video.shape[1], config.chunk_frames, config.overlap_frames)
-    denoisers = [unet_denoiser(unet, encode(prompt_at(start)), null_text, config) for start in starts]
-
-    def denoise(x: Tensor, timestep: int, chunk_index: int) -> Tensor:
-        x0 = denoisers[chunk_index](x, timestep, chunk_index)
-        if on_chunk is not None:
-            on_chunk()
-        return x0
-
-    bar = (max(config.canvas_width or 0, config.size) - config.size) // 2  # black, left and right
-    latents = []
-    for part in video.split(batch_size, dim=1):
-        large = upscale(part.to(null_text.device), config.size)
-        latents.append(encode_frames(vae, F.pad(large, (bar, bar), value=-1.0)))
-    noise = chunk_generator(seed, ENHANCER_NOISE)
-    enhanced = enhance_latents(torch.cat(latents, dim=2), denoise, config, noise, callback=callback)
-    del latents
-    for part in enhanced.split(batch_size, dim=2):
-        yield decode_latents(vae, part)[..., bar : bar + config.size].float().cpu()
+    for block in itertools.chain(blocks, (None,)):
+        if block is None:
+            stream.end()
+        else:
+            stream.push(block)
+        for step in stream.steps():
+            if on_chunk is not None:
+                on_chunk()
+            if callback is not None:
+                callback(step)
+        yield from stream.pop()

@@ -7,21 +7,26 @@ to change the story. What travels is decoded frames, never latents.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from st2v_lib.apm import Apm
 from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, vae_downscale
+from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import SamplingConfig
-from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_chunk, make_predictor, randn
+from st2v_lib.sampling import Contexts, StepState, chunk_generator, denoise_steps, make_predictor, randn
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,17 @@ class Models:
         cam, apm: short-term and long-term memory.
         encode_image: frames ``b n 3 h w`` in [-1, 1] to CLIP embeddings ``b n e``; needed with ``apm``.
         device: where to compute; ``None`` for where the UNet is, which is elsewhere while it is off-loaded.
+        follow: changes the state after each chunk (``baselines.last_frame_clip``); ``None`` leaves it.
     """
 
     unet: StreamingUNet
     vae: AutoencoderKL
     scheduler: SchedulerMixin
-    cam: Cam | None = None
+    cam: Cam | Rival | None = None
     apm: Apm | None = None
     encode_image: Callable[[Tensor], Tensor] | None = None
     device: torch.device | None = None
+    follow: Callable[[Models, StreamState], StreamState] | None = None
 
     def attach(self) -> None:
         """Wires CAM and APM into the UNet; cheap, and done before each chunk, so models may share a UNet."""
@@ -100,7 +107,7 @@ def start_stream(
     Raises:
         ValueError: for a wrong layout or range, or a chunk with nothing new after the carried frames.
     """
-    n = num_cond_frames if models.cam is None else models.cam.extractor.config.num_cond_frames
+    n = num_cond_frames if models.cam is None else models.cam.config.num_cond_frames
     length = check_video(first_chunk, "first_chunk").shape[1]
     if length <= n:
         raise ValueError(f"first_chunk: expected more than {n} frames, got {length}")
@@ -117,7 +124,7 @@ def start_stream(
 
 
 @torch.no_grad()
-def next_chunk(
+def chunk_steps(
     models: Models,
     state: StreamState,
     text: Tensor,
@@ -125,9 +132,8 @@ def next_chunk(
     sampling: SamplingConfig,
     noise: Tensor | None = None,
     decode_batch: int | None = None,
-    callback: Callable[[StepState], None] | None = None,
-) -> tuple[Tensor, StreamState]:
-    """Generates one chunk; a function of its arguments alone.
+) -> Generator[StepState, None, tuple[Tensor, StreamState]]:
+    """Generates one chunk, a step at a time; a function of its arguments alone.
 
     Args:
         models: the networks.
@@ -136,7 +142,9 @@ def next_chunk(
         sampling: steps and guidance.
         noise: initial noise ``b z f h w`` in place of that of ``(seed, chunk_index)``.
         decode_batch: frames in the VAE at once; ``None`` for all.
-        callback: called with a ``StepState`` after each step.
+
+    Yields:
+        What each denoising step did.
 
     Returns:
         The new frames ``b m 3 h w`` in [-1, 1] (the carried ones, generated again, are dropped), and the next state.
@@ -153,7 +161,7 @@ def next_chunk(
     contexts = Contexts(
         text.to(device), null_text.to(device), *anchors, sampling.guidance_scale, sampling.anchor_guidance_scale
     )
-    latents = denoise_chunk(
+    for step in denoise_steps(
         predict,
         models.scheduler,
         noise.to(device),
@@ -161,11 +169,29 @@ def next_chunk(
         sampling.num_inference_steps,
         sampling.eta,
         generator,
-        callback=callback,
-    )
-    video = decode_latents(models.vae, latents, decode_batch).float()
+    ):
+        yield step
+    video = decode_latents(models.vae, step.latents, decode_batch).float()
     after = dataclasses.replace(state, chunk_index=state.chunk_index + 1, cond=_own(video[:, -n:]))
-    return video[:, n:], after
+    return video[:, n:], after if models.follow is None else models.follow(models, after)
+
+
+def next_chunk(
+    *arguments: Any, callback: Callable[[StepState], None] | None = None, **options: Any
+) -> tuple[Float[Tensor, "b m 3 h w"], StreamState]:
+    """``chunk_steps`` to its end; calls ``callback`` after each step and returns new frames and next state."""
+    return finish(chunk_steps(*arguments, **options), callback)
+
+
+def finish(steps: Generator[StepState, None, Value], callback: Callable[[StepState], None] | None = None) -> Value:
+    """Runs a generator of steps to its end, calling ``callback`` after each one; what it returned."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        if callback is not None:
+            callback(step)
 
 
 def stream_chunks(
@@ -188,7 +214,7 @@ def stream_chunks(
     first = state.chunk_index
     while num_chunks is None or state.chunk_index < first + num_chunks:
         now = text(state.chunk_index) if callable(text) else text
-        block, state = next_chunk(models, state, now, null_text, sampling, None, decode_batch, callback)
+        block, state = next_chunk(models, state, now, null_text, sampling, decode_batch=decode_batch, callback=callback)
         yield block, state
 
 
