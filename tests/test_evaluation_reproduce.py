@@ -81,6 +81,9 @@ def test_budgets_and_bases_are_not_mixed(results):
     titles = [g.title for g in groups(results, "cam", "test")]
     assert len(titles) == 2 and "1000 clips" in titles[0] and "4000 clips" in titles[1]
     assert groups(results, "cam", "dev") == []
+    text = reproduce.table_cam(results, "test", results)
+    curve = text[text.index("learning curve") :]
+    assert "1000" in curve and "4000" in curve and "0.500 [" in curve and "0.950 [" in curve
     write(results, "cam", "cam_y", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 1, base="another"))
     with pytest.raises(UserError, match="different base models"):
         groups(results, "cam", "test")

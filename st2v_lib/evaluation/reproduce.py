@@ -12,17 +12,19 @@ from pathlib import Path
 
 from st2v_lib.errors import OutputError
 from st2v_lib.evaluation import figures, floors_table, paper
-from st2v_lib.evaluation.tables import Column, claims_text, groups, table
+from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, table
 from st2v_lib.manifest import data_dir
 
 CAM_COLUMNS = (
-    Column("seam_residual", "seam residual, px", -1), Column("overlap_psnr", "overlap PSNR, dB", 1),
+    Column("seam_residual", "seam residual, px", -1), Column("seams_read", "seams read", 1, percent=True),
+    Column("overlap_psnr", "overlap PSNR, dB", 1),
     Column("overlap_position", "overlap distance, px", -1), Column("motion_over_true", "motion over true"),
     Column("scuts", "SCuts", -1), Column("permanence", "permanence", 1, percent=True),
     Column("late_pattern_kept", "pattern kept", 1, percent=True),
     Column("late_background_shade_error", "background shade error", -1), Column("mawe_code", "MAWE", -1),
     Column("gflop_per_chunk", "GFLOP a chunk"),
 )  # fmt: skip
+CURVES = (CAM_COLUMNS[0], CAM_COLUMNS[2])
 CAM_ARMS = ("none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam")
 APM_COLUMNS = (
     Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
@@ -75,7 +77,8 @@ def table_cam(results: Path, split: str, out: Path) -> str:
     """CAM against its rivals, and what spoils its condition (paper §5.3)."""
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
     suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
-    return tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
+    text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
+    return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 
 
 def table_apm(results: Path, split: str, out: Path) -> str:

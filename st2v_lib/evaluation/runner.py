@@ -24,6 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from st2v_lib import __version__
+from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import UserError
 from st2v_lib.evaluation.generate import base_chunks, video_seed
 from st2v_lib.evaluation.results import Run
@@ -110,10 +111,17 @@ def open_runs(
                 "suite": suite.name, "arm": arm.name, "split": split, "seed": seed, "scoring": SCORING,
                 "options": dataclasses.asdict(dataclasses.replace(options, frames=frames)), "how": arm.how,
                 "training": arm.record, "weights_sha256": weights_hash(place, suite.parts),
-                "config": json.loads(cfg.to_json()),
+                "config": relevant(cfg, suite),
             }  # fmt: skip
             found.append((arm, seed, Run(folder, f"{suite.name}/{arm.name}-{split}{kind}-seed{seed}", identity)))
     return found
+
+
+def relevant(cfg: StreamingT2VConfig, suite: Suite) -> dict[str, Any]:
+    """The config without the stage that the suite does not run."""
+    config = json.loads(cfg.to_json())
+    config.pop("sampling" if "enhancer" in suite.parts else "enhancer")
+    return config
 
 
 def jobs_of(runs: Sequence[tuple[Arm, int, Run]], videos: int, batch: int) -> list[Job]:

@@ -33,10 +33,13 @@ class Group:
     Attributes:
         title: what they share.
         rows: arm -> its result files (noise and training seeds).
+        kind, budget: of the scenes, and clips the arms were trained on (``None`` without trained arms).
     """
 
     title: str
     rows: dict[str, list[dict[str, Any]]]
+    kind: str = ""
+    budget: int | None = None
 
     def values(self, arm: str, name: str) -> dict[int, float]:
         """One value a video: the mean over the arm's seeds; empty when it was not run."""
@@ -73,7 +76,8 @@ def groups(folder: Path, suite: str, split: str) -> list[Group]:
             rows: dict[str, list[dict[str, Any]]] = {}
             for result in others + [r for r in trained if _budget(r) == budget]:
                 rows.setdefault(arm_of(result), []).append(result)
-            out.append(Group(title if budget is None else f"{title}, arms trained on {budget} clips", rows))
+            name = title if budget is None else f"{title}, arms trained on {budget} clips"
+            out.append(Group(name, rows, title, budget))
     return out
 
 
@@ -121,6 +125,20 @@ def table(
     if rows:
         head = [f"less {reference}, same videos", *(c.title for c in columns)]
         text += f"\n{markdown(head, rows)}\n"
+    return text
+
+
+def learning_curve(found: Sequence[Group], column: Column) -> str:
+    """One value of every trained arm by its budget in clips; empty with fewer than two budgets."""
+    text = ""
+    for kind in dict.fromkeys(g.kind for g in found):
+        curve = [g for g in found if g.kind == kind and g.budget is not None]
+        if len(curve) < 2:
+            continue
+        arms = dict.fromkeys(a for g in curve for a, runs in g.rows.items() if runs[0]["identity"].get("training"))
+        rows = [[a, *(show(interval(list(g.values(a, column.value).values()))) for g in curve)] for a in arms]
+        head = [f"{column.title} by clips", *(str(g.budget) for g in curve)]
+        text += f"### learning curve: {kind}\n\n{markdown(head, rows)}\n"
     return text
 
 
