@@ -50,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or "runs/tiny")
     phases = PHASES if args.phase == "all" else (args.phase,)
     acc = common.accelerator(args.device)
-    if args.phase in rivals.ARMS and (args.source or args.clips) or args.phase not in (*PHASES, "all"):
+    if args.source or args.clips is not None or args.phase not in (*PHASES, "all"):
         return rivals.run(args, cfg, acc)
     for phase in phases:
         share = SHARES[phase] if args.phase == "all" else 1.0
         options = {} if phase in ("vae", "clip", "reader") else {"batch_scale": args.batch_scale}
-        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume, compiled=args.compile, **options)
+        options |= {"compiled": args.compile, "seed": args.seed}
+        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume, **options)
     return 0
 
 
