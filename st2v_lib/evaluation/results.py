@@ -59,13 +59,16 @@ class Run:
         name = f"{videos[0]['index']:05d}.json"
         write_json(self.parts / name, {"identity": self.identity, "made_with": [made_with], "videos": videos})
 
-    def merge(self, more: dict[str, Any] | None = None) -> Path:
-        """Makes one file of what there is and removes the parts."""
-        for file in sorted(self.parts.glob("*.json")):
+    def merge(self) -> Path:
+        """Makes one file of what there is and removes the parts; a file without parts is left as it is."""
+        parts = sorted(self.parts.glob("*.json"))
+        if not parts and self.path.is_file():
+            return self.path
+        for file in parts:
             self._take(file)
         seconds = math.fsum(v.get("seconds", 0.0) for v in self.videos.values())
         content = {
-            "identity": self.identity, **(more or {}), "made_with": self.made_with, "seconds": round(seconds, 1),
+            "identity": self.identity, "made_with": self.made_with, "seconds": round(seconds, 1),
             "videos": [self.videos[i] for i in sorted(self.videos)],
         }  # fmt: skip
         write_json(self.path, content)
