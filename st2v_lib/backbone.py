@@ -155,6 +155,7 @@ def encode_frames(
     return rearrange(torch.cat(latents), "(b f) c h w -> b c f h w", b=b) * vae.config.scaling_factor
 
 
+@torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor, batch_size: int | None = None) -> Tensor:
     """Decodes scaled latents ``b z f h w`` frame by frame to a video ``b f 3 H W``, clamped to [-1, 1].
 

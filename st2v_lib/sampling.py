@@ -157,6 +157,7 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
     return predict
 
 
+@torch.no_grad()  # here and not only around generators of steps, which keep no mode between their steps
 def guided(predict: Predict, latents: Tensor, timestep: Tensor, contexts: Contexts) -> Tensor:
     """Classifier-free guidance with all branches in one batch (paper eq. 12).
 
