@@ -117,8 +117,8 @@ class EnhancerConfig:
     """Stage 3: SDEdit by a video model over overlapping chunks (paper §4.3).
 
     Attributes:
-        size: height and width of the enhanced video in pixels.
-        canvas_width: the network sees the video between black bars of this total width; ``None``: no bars.
+        size: height and width of the enhanced video in pixels, one number for a square.
+        canvas_width: the network sees the video on a black canvas at least this wide; ``None``: as small as it takes.
         chunk_frames, overlap_frames: the paper's 24 and 8.
         start_timestep: SDEdit noise level, an index of 1000.
         num_inference_steps: network evaluations per chunk.
@@ -129,7 +129,7 @@ class EnhancerConfig:
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
-    size: int = 720
+    size: int | tuple[int, int] = 720
     canvas_width: int | None = 1280
     chunk_frames: int = 24
     overlap_frames: int = 8

@@ -16,8 +16,9 @@ from diffusers import UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, encode_frames
+from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, encode_frames, vae_downscale
 from st2v_lib.blending import NAIVE, blend, boundary_cut, chunk_starts, frame_noise, overlaps, stage_key
+from st2v_lib.canvas import crop_from_canvas, pad_to_canvas
 from st2v_lib.config import EnhancerConfig
 from st2v_lib.sampling import StepState
 
@@ -286,10 +287,10 @@ def shape_quirks(unet: UNet3DConditionModel) -> UNet3DConditionModel:
     return unet
 
 
-def upscale(video: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    """A video ``b f 3 h w`` in [-1, 1] at ``size`` x ``size`` pixels; the paper says bilinear, the code bicubic."""
+def upscale(video: Tensor, size: int | tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """A video ``b f 3 h w`` in [-1, 1] at ``size`` (height and width); the paper says bilinear, the code bicubic."""
     frames = rearrange(check_video(video), "b f c h w -> (b f) c h w").contiguous()  # the layout changes round-off
-    frames = F.interpolate(frames, (size, size), mode=mode, align_corners=False).clamp(-1, 1)
+    frames = F.interpolate(frames, (size, size) if isinstance(size, int) else size, mode=mode, align_corners=False).clamp(-1, 1)
     return rearrange(frames, "(b f) c h w -> b f c h w", b=video.shape[0])
 
 
@@ -311,7 +312,8 @@ def enhance_video(
         video: ``b f 3 h w`` in [-1, 1], the output of stage 2.
         vae, unet: the enhancer's networks.
         text, null_text: tokens ``b l d``.
-        config: sizes and the solver's numbers. ``canvas_width`` adds black bars before encoding; they are removed.
+        config: sizes and the solver's numbers. The network sees the video on a black canvas (``canvas``), which is
+            removed.
         generator: CPU generator.
         batch_size: frames in the VAE at once.
         callback: called with a ``StepState`` after each step.
@@ -320,8 +322,7 @@ def enhance_video(
         The enhanced video ``b f 3 size size`` in [-1, 1].
     """
     large = upscale(video, config.size)
-    bar = (max(config.canvas_width or 0, config.size) - config.size) // 2
-    latents = encode_frames(vae, F.pad(large, (bar, bar), value=-1.0), batch_size)
+    latents = encode_frames(vae, pad_to_canvas(large, config, vae_downscale(vae)), batch_size)
     denoise = unet_denoiser(unet, text, null_text, config)
     enhanced = enhance_latents(latents, denoise, config, generator, callback=callback)
-    return decode_latents(vae, enhanced, batch_size)[..., bar : bar + config.size]
+    return crop_from_canvas(decode_latents(vae, enhanced, batch_size), config.size)
