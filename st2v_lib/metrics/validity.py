@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from st2v_lib import __version__
 from st2v_lib.manifest import data_dir, sha256, weights_dir
@@ -247,13 +248,10 @@ def summary(values: np.ndarray, lower: bool) -> dict[str, float | int]:
     }
 
 
-def collect(scenes: list[Scene], kinds: list[str], progress: bool = False) -> dict[str, dict[str, np.ndarray]]:
-    """Measures every scene with every damage at every level: ``{damage: {metric: scenes levels}}``."""
-    from tqdm import tqdm
+def measure_scene(scene: Scene, index: int, kinds: list[str], reader, clip: tuple) -> dict[str, dict[str, list[float]]]:
+    """Measures a scene with every damage at every level: ``{damage: {metric: a value for each level}}``."""
 
-    reader, clip = load_reader(), load_clip(weights_dir("tiny"))
-
-    def numbers(scene: Scene, kind: str, level: float, index: int) -> dict[str, float]:
+    def numbers(kind: str, level: float) -> dict[str, float]:
         video, prompt = to_uint8(damaged(scene, kind, level, index)), sparse_caption(scene)
         found = measure(
             video, prompt, clip, size=None, preprocess=area_preprocess, seams=SEAMS, overlaps=OVERLAPS,
@@ -261,23 +259,18 @@ def collect(scenes: list[Scene], kinds: list[str], progress: bool = False) -> di
         )  # fmt: skip
         return values_of(found | {"scuts, min_scene_len 1": scene_cuts(video, min_scene_len=1)})
 
-    table = {kind: [] for kind in kinds}
-    for index, scene in enumerate(tqdm(scenes, disable=not progress)):
-        clean = numbers(scene, kinds[0], 0.0, index)
-        for kind in kinds:
-            table[kind].append([clean, *(numbers(scene, kind, level, index) for level in LEVELS[1:])])
-    return {
-        kind: {name: np.array([[cell[name] for cell in row] for row in rows]) for name in rows[0][0]}
-        for kind, rows in table.items()
-    }
+    clean = numbers(kinds[0], 0.0)
+    cells = {kind: [clean, *(numbers(kind, level) for level in LEVELS[1:])] for kind in kinds}
+    return {kind: {name: [cell[name] for cell in row] for name in clean} for kind, row in cells.items()}
 
 
-def evaluate(scenes: list[Scene], kinds: list[str] | None = None, progress: bool = False) -> dict:
-    """The table: ``{damage: {metric: summary, with "by_level": means}}``."""
+def summarise(scenes: list[dict[str, dict[str, list[float]]]]) -> dict[str, dict[str, dict]]:
+    """The table from ``measure_scene`` of every scene: ``{damage: {metric: summary, with "by_level": means}}``."""
     out = {}
-    for kind, metrics in collect(scenes, kinds or list(DAMAGES), progress).items():
+    for kind in scenes[0]:
         out[kind] = {}
-        for name, values in metrics.items():
+        for name in scenes[0][kind]:
+            values = np.array([scene[kind][name] for scene in scenes])
             by_level = [mean([v for v in column if not math.isnan(v)]) for column in values.T.tolist()]
             cell = summary(values, name not in HIGHER) if name in (*LOWER, *HIGHER) else {}
             out[kind][name] = cell | {"by_level": by_level}
@@ -327,12 +320,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--out", type=Path, default=data_dir() / "results" / "metric_validity.json")
     args = parser.parse_args(argv)
-    results = evaluate(scenes_of(args.scenes, args.split), progress=True)
+    reader, clip = load_reader(), load_clip(weights_dir("tiny"))
+    done = []
+    for index, scene in enumerate(tqdm(scenes_of(args.scenes, args.split))):
+        done.append(measure_scene(scene, index, list(DAMAGES), reader, clip))
+        write_record(args.out, summarise(done), len(done), args.split)
+    print(table(summarise(done)))
+
+
+def write_record(path: Path, results: dict, scenes: int, split: str) -> None:
+    """The result file, whole at any time: a run that is cut short leaves the table of the scenes it has measured."""
     weights = weights_dir("tiny")
     record = {
-        "command": f"python -m st2v_lib.metrics.validity --scenes {args.scenes} --split {args.split}",
+        "command": f"python -m st2v_lib.metrics.validity --scenes {scenes} --split {split}",
         "config": {
-            "split": args.split, "seed": SEED, "scenes": args.scenes, "frames": FRAMES, "size": 64, "levels": LEVELS,
+            "split": split, "seed": SEED, "scenes": scenes, "frames": FRAMES, "size": 64, "levels": LEVELS,
             "seams": SEAMS, "overlaps": OVERLAPS, "flow": "dis at 64x64", "spread": "standard deviation over scenes",
         },
         "versions": {"st2v_lib": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -346,11 +348,10 @@ def main(argv: list[str] | None = None) -> None:
         "answers": _rounded(answers(results)),
         "results": _rounded(results),
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = args.out.with_name(f".{args.out.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text(json.dumps(record) + "\n")
-    unfinished.replace(args.out)
-    print(table(results))
+    unfinished.replace(path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from st2v_lib import metrics
 from st2v_lib.errors import UserError
 from st2v_lib.metrics import cli
 from st2v_lib.metrics.base import MetricResult, mean_over_videos
@@ -70,6 +69,8 @@ def test_clip_score_by_frame(clip):
     backwards = clip_score(v[::-1].copy(), "red", *clip, preprocess=raw_colours)
     assert backwards.value == pytest.approx(result.value, abs=1e-6)  # blind to time
     assert np.isfinite(clip_score(v[:1], "blue", *clip).value)
+    chunks = clip_score(v, "red", *clip, preprocess=raw_colours, seams=[4, 8])
+    assert chunks.protocol["per_chunk"] == pytest.approx([100, 25, 0], abs=1e-4) and chunks.value == result.value
     with pytest.raises(ValueError, match="empty"):
         clip_score(v, " ", *clip)
 
@@ -181,10 +182,3 @@ def test_command_errors_are_one_message(tmp_path):
         cli.run(SimpleNamespace(video="x.mp4", prompt=" ", json=False))
     with pytest.raises(UserError, match="no CLIP model"):
         cli.run(SimpleNamespace(video="x.mp4", prompt="a", json=False, clip=str(tmp_path)))
-
-
-def test_package_is_lazy_and_complete():
-    for name in metrics.__all__:
-        assert getattr(metrics, name) is not None
-    with pytest.raises(AttributeError, match="no attribute"):
-        metrics.nonsense  # noqa: B018
