@@ -290,7 +290,7 @@ def shape_quirks(unet: UNet3DConditionModel) -> UNet3DConditionModel:
 def upscale(video: Tensor, size: int | tuple[int, int], mode: str = "bilinear") -> Tensor:
     """A video ``b f 3 h w`` in [-1, 1] at ``size`` (height and width); the paper says bilinear, the code bicubic."""
     frames = rearrange(check_video(video), "b f c h w -> (b f) c h w").contiguous()  # the layout changes round-off
-    frames = F.interpolate(frames, (size, size) if isinstance(size, int) else size, mode=mode, align_corners=False).clamp(-1, 1)
+    frames = F.interpolate(frames, size, mode=mode, align_corners=False).clamp(-1, 1)
     return rearrange(frames, "(b f) c h w -> b f c h w", b=video.shape[0])
 
 
