@@ -1,0 +1,145 @@
+"""Rungs of memory: chosen from what is free, left when memory runs out, and the same frames on each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from st2v_lib import memory
+from st2v_lib.backbone import make_unet
+from st2v_lib.config import TINY
+from st2v_lib.errors import DeviceError, InputError
+from st2v_lib.loading import load
+from st2v_lib.memory import RUNGS, Ladder, PeakCounter, choose_rung, chunk_feed_forward
+
+PROMPT = "a red circle bounces over green stripes"
+
+
+@pytest.fixture
+def pipe(random_weights, quick_config):
+    loaded = load("tiny", "cpu", random_weights / "weights" / "tiny")
+    loaded.cfg = quick_config
+    return loaded
+
+
+def frames(pipe):
+    return pipe(PROMPT, num_frames=24, seed=1, progress=False).frames
+
+
+@pytest.mark.parametrize(("free", "name"), [(80e9, "fastest"), (15.5e9, "16 GB"), (8e9, "smallest"), (1e9, "smallest")])
+def test_rung_by_free_memory(free, name):
+    assert choose_rung(free).name == name
+    assert choose_rung(free, "fastest").name == "fastest"
+    with pytest.raises(InputError, match="choose auto, fastest, 16 GB, smallest"):
+        choose_rung(free, "tiny")
+
+
+def test_every_rung_makes_the_same_frames(pipe):
+    expected = frames(pipe)
+    said = []
+    ladder = pipe.ladder = Ladder(pipe, torch.device("cpu"), "fastest", said.append)
+    for rung in RUNGS:
+        ladder.apply(rung)
+        assert pipe.vae.use_slicing == rung.slice_vae
+        assert (frames(pipe) - expected).abs().max() < 1e-3
+    assert len(said) == 1 and "'fastest' on cpu" in said[0]
+
+
+def test_the_smallest_rung_runs_one_branch_at_a_time(pipe):
+    pipe.cfg = pipe.cfg.replace(enhancer=dataclasses.replace(pipe.cfg.enhancer, guidance_scale=4.0))
+    sizes = []
+    pipe.enhancer.conv_in.register_forward_hook(lambda _, args, out: sizes.append(len(args[0])))
+    ladder = pipe.ladder = Ladder(pipe, torch.device("cpu"), "16 GB", lambda _: None)
+    video = torch.zeros(1, 16, 3, 64, 64)
+    both = torch.cat(list(pipe.enhance(video, PROMPT, progress=False)), 1)
+    assert set(sizes) == {2 * 16}
+    ladder.down()
+    sizes.clear()
+    single = torch.cat(list(pipe.enhance(video, PROMPT, progress=False)), 1)
+    assert set(sizes) == {16} and (both - single).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("part", ["unet", "cam", "enhancer", "vae"])
+def test_out_of_memory_goes_down_says_so_and_loses_nothing(pipe, part):
+    expected, said, left = frames(pipe), [], [3, 1]
+    net = pipe.vae.decoder if part == "vae" else getattr(pipe, part)
+    net = net.extractor.mid_block if part == "cam" else net
+
+    def short(*_):
+        left[0] -= 1
+        if left[0] == 0:
+            left[0] = 10**9 if left[1] == 0 else 2
+            left[1] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    pipe.ladder = Ladder(pipe, torch.device("cpu"), "fastest", said.append)
+    (net.conv_in if hasattr(net, "conv_in") else net).register_forward_pre_hook(short)
+    assert (frames(pipe) - expected).abs().max() < 1e-3
+    assert [line for line in said if "out of memory" in line] == [
+        "memory: out of memory, going on with rung '16 GB'", "memory: out of memory, going on with rung 'smallest'"
+    ]  # fmt: skip
+
+
+def test_the_last_rung_gives_one_clear_error(pipe):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    pipe.ladder = Ladder(pipe, torch.device("cpu"), "smallest", lambda _: None)
+    pipe.unet.conv_in.register_forward_pre_hook(short)
+    with pytest.raises(DeviceError, match="too small even for the smallest rung: CUDA out of memory"):
+        frames(pipe)
+
+
+def test_off_loading_keeps_one_stage_on_the_device(pipe, monkeypatch):
+    """Counted with moves noted in place of made: the meta device cannot compute and there may be no other."""
+    where = {}
+    monkeypatch.setattr(Ladder, "_move", lambda self, name, device: where.__setitem__(name, str(device)))
+    resident = []
+    ladder = pipe.ladder = Ladder(pipe, torch.device("cpu", 0), "16 GB", lambda _: None)
+    for name in ("unet", "enhancer"):
+        net = getattr(pipe, name)
+        net.conv_in.register_forward_pre_hook(lambda *_, name=name: resident.append((name, dict(where))))
+    frames(pipe)
+    on = lambda places: {name for name, device in places.items() if device == "cpu:0"}  # noqa: E731
+    stages = {name: on(places) for name, places in resident}
+    assert stages == {"unet": {"unet", "cam", "vae", "apm"}, "enhancer": {"enhancer", "vae", "apm"}}
+    assert ladder.inside == ("enhancer",)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 7, 64, 10**6])
+def test_feed_forward_in_rows_of_any_number(rows):
+    torch.manual_seed(0)
+    unet = make_unet(TINY.enhancer.unet).eval()
+    x, tokens = torch.randn(1, 8, 3, 6, 10), torch.randn(1, 24, 128)
+    whole = unet(x, 5, tokens)
+    assert (chunk_feed_forward(unet, rows)(x, 5, tokens) - whole).abs().max() < 1e-4
+    assert torch.equal(chunk_feed_forward(unet, None)(x, 5, tokens), whole)
+
+
+def test_peak_counter_counts_what_lives_together():
+    with PeakCounter() as counter, torch.device("meta"):
+        a = torch.empty(1000)
+        b = torch.empty(500)
+        c = a[:500] + b
+        del b
+        d = torch.empty(250)
+        assert counter.live == 4 * (1000 + 500 + 250), "b is gone"
+        del a, c, d
+        assert counter.live == 0
+    assert counter.peak == 4 * 2000
+
+
+def test_computed_memory_falls_from_rung_to_rung():
+    peaks = []
+    with torch.device("meta"), torch.no_grad():
+        unet = make_unet(TINY.enhancer.unet)
+        x, tokens = torch.empty(2, 8, 24, 32, 32), torch.empty(2, 24, 128)
+        for rows, one in ((None, False), (2**10, False), (2**10, True)):
+            chunk_feed_forward(unet, rows)
+            with PeakCounter() as counter:
+                memory._one_by_one(unet.forward, x, 5, tokens) if one else unet(x, 5, tokens)
+            peaks.append(counter.peak)
+    assert peaks[0] > peaks[1] > 1.5 * peaks[2]
