@@ -20,6 +20,9 @@ ARMS = (
 )  # fmt: skip
 SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
 DRAWINGS = ("floors", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14")
+PAPER_ROWS = (
+    "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",
+)  # fmt: skip
 RUNG_NAMES = ("fastest", "16 GB", "smallest")
 DEMO_DIR = Path("outputs/demo")
 
@@ -42,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_reproduce(commands)
+    _add_paper(commands)
     _add_download(commands)
     _add_convert(commands)
     _add_doctor(commands)
@@ -157,6 +161,20 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     arms.add_argument("--from", dest="source", type=Path, metavar="DIR", help="what they start from (default: shipped)")
     arms.add_argument("--clips", type=int, metavar="N", help="budget in clips, whatever time it takes")
     arms.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: 0)")
+
+
+def _add_paper(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "paper", "st2v_lib.evaluation.paper_scale", "run a row of the paper's tables at full size")
+    parser.add_argument("row", choices=(*PAPER_ROWS, "table"), metavar="ROW", help=f"{', '.join(PAPER_ROWS)}; or table")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line; the paper's are in its §11")
+    parser.add_argument("--frames", type=int, default=240, metavar="N", help="length of each video (default: 240)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first video (default: 0)")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="a public CLIP for the CLIP score")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where videos go (default: outputs/paper)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="result files (default: data/results/paper)")
+    parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="modelscope", help="tiny: to try the command")
+    _add_device(parser)
 
 
 def _add_download(commands: argparse._SubParsersAction) -> None:
