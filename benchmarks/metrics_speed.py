@@ -21,17 +21,31 @@ import cv2
 import numpy as np
 import torch
 
-from st2v_lib.metrics.drift import drift
-from st2v_lib.metrics.flicker import flicker
-from st2v_lib.metrics.flow import estimate_flow
-from st2v_lib.metrics.flow_smoothness import flow_smoothness
-from st2v_lib.metrics.mawe import mawe
-from st2v_lib.metrics.motion import motion
-from st2v_lib.metrics.scene_cuts import scene_cuts
-from st2v_lib.metrics.table import measure
-from st2v_lib.metrics.warp import warp_error
-from st2v_lib.metrics.xt_slice import xt_slice
+from st2v_lib.errors import WeightsError
+from st2v_lib.manifest import weights_dir
+from st2v_lib.metrics import (
+    clip_score,
+    drift,
+    estimate_flow,
+    flicker,
+    flow_smoothness,
+    high_pass_correlation,
+    load_clip,
+    mawe,
+    measure,
+    motion,
+    motion_smoothness,
+    scene_cuts,
+    truth_scores,
+    warp_error,
+    xt_slice,
+)
+from st2v_lib.metrics.clip_score import area_preprocess
+from st2v_lib.metrics.long_gap import GapCounter
 from st2v_lib.video_io import read_video, write_video
+from st2v_lib.world.reader import load_reader
+
+PROMPT = "a red circle bounces over green stripes"
 
 
 def moving_texture(frames: int, side: int) -> np.ndarray:
@@ -51,6 +65,27 @@ def seconds(work: Callable, frames: int, clock: Callable[[], float]) -> float:
     return min(times) * 100 / frames
 
 
+def long_gap_of(video: np.ndarray) -> None:
+    """The long-gap counter on a video of any length."""
+    counter = GapCounter()
+    for frame in video:
+        counter.add(frame)
+    counter.result()
+
+
+def networks(video: np.ndarray) -> dict[str, Callable]:
+    """Metrics that need the small CLIP or the reader of the sprite world, where their weights are."""
+    try:
+        model, tokenizer = load_clip(weights_dir("tiny"))
+        reader = load_reader()
+    except WeightsError:
+        return {}
+    return {
+        "clip score, small CLIP": lambda: clip_score(video, PROMPT, model, tokenizer, area_preprocess),
+        "scores against the truth": lambda: truth_scores(video, PROMPT, reader),
+    }
+
+
 def time_all(frames: int, side: int, folder: Path, clock: Callable[[], float]) -> dict[str, float]:
     """Seconds per 100 frames by name, at side x side pixels."""
     video = moving_texture(frames, side)
@@ -66,11 +101,15 @@ def time_all(frames: int, side: int, folder: Path, clock: Callable[[], float]) -
         "mawe, code": lambda: mawe(video, "code", **given),
         "mawe, paper": lambda: mawe(video, "paper", **given, backward_flows=-flows),
         "motion": lambda: motion(video, **given),
+        "motion smoothness": lambda: motion_smoothness(video, **given),
+        "high-pass correlation": lambda: high_pass_correlation(video, **given, backward_flows=-flows),
         "flow deviation": lambda: flow_smoothness(video, **given),
         "drift without motion": lambda: drift(video, flow=None),
         "scene cuts": lambda: scene_cuts(video),
         "flicker": lambda: flicker(video),
+        "long gap": lambda: long_gap_of(video),
         "x-t slice": lambda: xt_slice(video),
+        **networks(video),
         "all, native size": lambda: measure(path, size=None),
         "all, at 720x720": lambda: measure(path),
     }
@@ -90,9 +129,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         columns = [time_all(args.frames, side, Path(folder), clock) for side in args.sizes]
     print(f"{args.clock} seconds per 100 frames; {args.threads} thread(s), {platform.machine()}, {sys.platform}")
-    print(f"{'':24}" + "".join(f"{f'{side}x{side}':>12}" for side in args.sizes))
+    print(f"{'':26}" + "".join(f"{f'{side}x{side}':>12}" for side in args.sizes))
     for name in columns[0]:
-        print(f"{name:24}" + "".join(f"{column[name]:12.3f}" for column in columns))
+        print(f"{name:26}" + "".join(f"{column[name]:12.3f}" for column in columns))
 
 
 if __name__ == "__main__":
