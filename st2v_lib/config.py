@@ -120,6 +120,7 @@ class EnhancerConfig:
         size: height and width of the enhanced video in pixels, one number for a square.
         canvas_width: the network sees the video on a black canvas at least this wide; ``None``: as small as it takes.
         chunk_frames, overlap_frames: the paper's 24 and 8.
+        upscale_mode: the paper's ``"bilinear"``, or the released code's ``"bicubic"``.
         start_timestep: SDEdit noise level, an index of 1000.
         num_inference_steps: network evaluations per chunk.
         guidance_scale, guidance_rescale: classifier-free guidance and the std rescale.
@@ -133,6 +134,7 @@ class EnhancerConfig:
     canvas_width: int | None = 1280
     chunk_frames: int = 24
     overlap_frames: int = 8
+    upscale_mode: str = "bilinear"
     start_timestep: int = 599
     num_inference_steps: int = 30
     guidance_scale: float = 7.5

@@ -321,7 +321,7 @@ def enhance_video(
     Returns:
         The enhanced video ``b f 3 size size`` in [-1, 1].
     """
-    large = upscale(video, config.size)
+    large = upscale(video, config.size, config.upscale_mode)
     latents = encode_frames(vae, pad_to_canvas(large, config, vae_downscale(vae)), batch_size)
     denoise = unet_denoiser(unet, text, null_text, config)
     enhanced = enhance_latents(latents, denoise, config, generator, callback=callback)
