@@ -55,7 +55,7 @@ def enhanced(bench: Bench, case: Case, seed: int) -> tuple[Tensor, Tensor, list[
     if source == "vae":
         latents = encode_frames(pipe.vae, truth[None].to(pipe.device), 16)
         return decode_latents(pipe.vae, latents, 16)[0].float().cpu(), truth, []
-    latents = encode_frames(pipe.vae, upscale(small, cfg.size), 16)
+    latents = encode_frames(pipe.vae, upscale(small, cfg.size, cfg.upscale_mode), 16)
     network = unet_denoiser(pipe.enhancer, pipe.encode_text(case.prompt), pipe.encode_text(""), cfg)
     last: dict[int, Tensor] = {}
 
