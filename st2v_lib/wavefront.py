@@ -297,7 +297,8 @@ class EnhancerStream:
     @torch.no_grad()
     def _encode(self, count: int) -> None:
         for part in self.low[:, :count].split(self.batch_size, dim=1) if count else ():
-            large = pad_to_canvas(upscale(part, self.config.size, self.config.upscale_mode), self.config, vae_downscale(self.vae))
+            large = upscale(part, self.config.size, self.config.upscale_mode)
+            large = pad_to_canvas(large, self.config, vae_downscale(self.vae))
             self.wavefront.push(encode_frames(self.vae, large))
         self.low = self.low[:, count:].clone() if count < self.low.shape[1] else None
 
