@@ -126,7 +126,11 @@ def _presets(memory: dict, devices: list[dict], weights: dict) -> dict[str, dict
     largest = max((device.get("total_gb", 0.0) for device in devices if device["kind"] == "cuda"), default=0.0)
     have = f"the largest here has {largest:.1f} GB" if largest else "there is none here"
     if largest >= MODELSCOPE_GPU_GB:
-        modelscope = {"runs": True, "why": "with public weights, which are not part of this kit"}
+        from st2v_lib.memory import choose_rung  # brings torch, which doctor can do without
+
+        place = "are in place" if (weights_dir("modelscope") / "model_index.json").is_file() else "come by st2v download"
+        free = max(device.get("free_gb", 0.0) for device in devices if device["kind"] == "cuda")
+        modelscope = {"runs": True, "why": f"on memory rung {choose_rung(free * 1e9).name!r}; public weights {place}"}
     else:
         modelscope = {"runs": False, "why": f"it needs a CUDA device of 16 GB ({have}) and public weights"}
     return {"tiny": tiny, "modelscope": modelscope}
