@@ -128,7 +128,8 @@ def _presets(memory: dict, devices: list[dict], weights: dict) -> dict[str, dict
     if largest >= MODELSCOPE_GPU_GB:
         from st2v_lib.memory import choose_rung  # brings torch, which doctor can do without
 
-        place = "are in place" if (weights_dir("modelscope") / "model_index.json").is_file() else "come by st2v download"
+        there = (weights_dir("modelscope") / "model_index.json").is_file()
+        place = "are in place" if there else "come by st2v download"
         free = max(device.get("free_gb", 0.0) for device in devices if device["kind"] == "cuda")
         modelscope = {"runs": True, "why": f"on memory rung {choose_rung(free * 1e9).name!r}; public weights {place}"}
     else:

@@ -45,11 +45,11 @@ class Rung:
 
 
 RUNGS = (
-    Rung("fastest", 26.0, offload=False, slice_vae=False, feed_forward_rows=None, one_branch=False),
+    Rung("fastest", 28.0, offload=False, slice_vae=False, feed_forward_rows=None, one_branch=False),
     Rung("16 GB", 13.0, offload=True, slice_vae=True, feed_forward_rows=2**16, one_branch=False),
     Rung("smallest", 0.0, offload=True, slice_vae=True, feed_forward_rows=2**14, one_branch=True),
 )
-GROUPS = (("text_encoder",), ("image_encoder",), ("unet", "cam"), ("enhancer",))  # one at a time is on the device
+GROUPS = (("text_encoder",), ("image_encoder",), ("base",), ("unet", "cam"), ("enhancer",))  # one is on the device
 RESIDENT = ("vae", "apm")  # small, and used between the others
 
 
@@ -81,6 +81,7 @@ class Ladder:
 
     Args:
         pipe: the pipeline, with its networks in the machine's memory and in their final type. It is changed in place.
+            Its weights stay where they are, in files mapped by the loader for instance; the device has a copy.
         device: where to compute.
         rung: where to start; ``"auto"`` goes by what is free.
         report: gets a line when a rung is taken.
@@ -100,13 +101,17 @@ class Ladder:
         free = free_memory(device)
         self.rung = choose_rung(free, rung)
         self.inside: tuple[str, ...] | None = None
+        names = (*RESIDENT, *(name for group in GROUPS for name in group))
+        self.nets = {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+        self.home = {name: [t.data for t in _tensors(net)] for name, net in self.nets.items()}
         for group in GROUPS:
             for name in group:
-                self._guard_forward(name, group)
-        if getattr(pipe, "vae", None) is not None:
+                if name in self.nets:
+                    self._guard(self.nets[name], group)
+        if "vae" in self.nets:
             pipe.vae.encode, pipe.vae.decode = (self._retrying(f) for f in (pipe.vae.encode, pipe.vae.decode))
-        if getattr(pipe, "cam", None) is not None:  # called before its forward, once a chunk
-            pipe.cam.extractor.cond_encoder.register_forward_pre_hook(lambda *_: self.enter(("unet", "cam")))
+        if "cam" in self.nets:  # called without CAM's own forward, once a chunk
+            self._guard(pipe.cam.extractor.cond_encoder, ("unet", "cam"))
         self.apply(self.rung)
         self.report(f"memory: rung {self.rung.name!r} on {device} ({free / 1e9:.1f} GB free)")
 
@@ -118,12 +123,10 @@ class Ladder:
             self._move(name, self.device)
         for name in (name for group in GROUPS for name in group):
             self._move(name, idle)
-        vae = getattr(self.pipe, "vae", None)
-        if vae is not None:
-            vae.use_slicing = rung.slice_vae
-        for name in ("unet", "cam", "enhancer"):
-            if getattr(self.pipe, name, None) is not None:
-                chunk_feed_forward(getattr(self.pipe, name), rung.feed_forward_rows)
+        if "vae" in self.nets:
+            self.nets["vae"].use_slicing = rung.slice_vae
+        for name in {"base", "unet", "cam", "enhancer"} & self.nets.keys():
+            chunk_feed_forward(self.nets[name], rung.feed_forward_rows)
 
     def down(self) -> bool:
         """Takes the next rung; ``False`` on the last one."""
@@ -151,23 +154,21 @@ class Ladder:
         self.inside = group
 
     def _move(self, name: str, device: torch.device | str) -> None:
-        if getattr(self.pipe, name, None) is not None:
-            nn.Module.to(getattr(self.pipe, name), device)
+        if name in self.nets:
+            for tensor, home in zip(_tensors(self.nets[name]), self.home[name], strict=True):
+                if torch.device(device).type == "cpu":
+                    tensor.data = home
+                elif tensor.device != torch.device(device):
+                    tensor.data = home.to(device)
 
-    def _guard_forward(self, name: str, group: tuple[str, ...]) -> None:
-        net = getattr(self.pipe, name, None)
-        if net is None:
-            return
+    def _guard(self, net: nn.Module, group: tuple[str, ...]) -> None:
         whole = net.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if name == "enhancer" and self.rung.one_branch:
-                return _one_by_one(whole, *args, **kwargs)
-            return whole(*args, **kwargs)
 
         def entering(*args: Any, **kwargs: Any) -> Any:
             self.enter(group)
-            return forward(*args, **kwargs)
+            if "enhancer" in group and self.rung.one_branch:
+                return _one_by_one(whole, *args, **kwargs)
+            return whole(*args, **kwargs)
 
         net.forward = self._retrying(entering)
 
@@ -184,6 +185,10 @@ class Ladder:
                     raise DeviceError(f"{self.device} is too small even for the smallest rung: {short}")
 
         return retrying
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
 
 
 def _one_by_one(forward: Callable[..., Tensor], sample: Tensor, timestep: Any, tokens: Tensor, *rest: Any) -> Tensor:
