@@ -99,7 +99,10 @@ def seams(results: Path, split: str) -> list[Row]:
     if group is None:
         return [(what, floor, NOT_RUN, "")]
     found = interval(list(group.values("full-shipped", "seam_residual").values()))
-    return [(what, floor, f"{show(found)} px", met(max(abs(found.low), abs(found.high)) <= SEAM_PX))]
+    text = f"{show(found)} px"
+    if "rendering" in group.rows:  # what the reader alone makes of a path without seams
+        text += f"; renderings {show(interval(list(group.values('rendering', 'seam_residual').values())))} px"
+    return [(what, floor, text, met(max(abs(found.low), abs(found.high)) <= SEAM_PX))]
 
 
 def enhancer(results: Path, split: str) -> list[Row]:

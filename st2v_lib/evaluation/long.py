@@ -56,7 +56,7 @@ def score(bench: Bench, case: Case, video, seams: list[int]) -> Scored:
     values["last100_permanence"] = permanence(reading, case.prompt, last.start, last.stop)
     early, late = speed(reading, 0, frames - last.start), speed(reading, last.start, frames)
     values |= {"speed_first": early, "speed_last": late, "motion_kept": late / early if early else float("nan")}
-    values |= identity_values(reading[frames - 4 * WINDOW :], reading[:WINDOW], "end_")
+    values |= identity_values(reading[max(WINDOW, frames - 4 * WINDOW) :], reading[:WINDOW], "end_")
     values["end_background_shade_change"] = background_shade_error(
         reading[frames - WINDOW :], float(reading.background_shade[:WINDOW].mean())
     )
