@@ -95,7 +95,8 @@ def computed() -> dict[str, dict[str, float]]:
                 enhancer(x, 599, torch.empty(batch, TEXT, DIM, dtype=torch.float16))
             name = f"stage 3, a step, 720 px, rung {rung.name!r}"
             rows[name] = {"weights": weight_bytes(enhancer) / GB, "tensors": counter.peak / GB}
-    return rows | computed_training()
+    with torch.enable_grad():
+        return rows | computed_training()
 
 
 def computed_training() -> dict[str, dict[str, float]]:
