@@ -20,7 +20,12 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, PreTrainedTokenizerBase
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
 
 from st2v_lib.apm import Apm, preprocess_for_clip
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
@@ -87,7 +92,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
     def __init__(
         self,
         vae: PatchedAutoencoderKL,
-        text_encoder: CLIPTextModelWithProjection,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection,
         tokenizer: PreTrainedTokenizerBase,
         unet: StreamingUNet,
         scheduler: SchedulerMixin,

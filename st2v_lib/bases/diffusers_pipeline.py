@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from st2v_lib.bases import Base, fit
 from st2v_lib.config import StreamingT2VConfig
 
 
-def from_diffusers(pipe: DiffusionPipeline, cfg: StreamingT2VConfig, **options: Any) -> Base:
+def from_diffusers(pipe: Callable[..., Any], cfg: StreamingT2VConfig, **options: Any) -> Base:
     """A base from a pipeline that takes ``prompt``, ``generator``, ``num_frames`` and ``output_type``.
 
     Args:

@@ -86,6 +86,7 @@ def test_revisions_are_pinned(hub, tmp_path):
 def test_room_is_checked_before_anything_is_fetched(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "download", lambda *_: pytest.fail("fetched"))
     monkeypatch.setattr(download, "_free", lambda place: 40e9)
+    monkeypatch.setattr(download.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8e9))
     assert cli.main(["download", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert "40.0 GB free and 51." in said.err and "streaming_t2v.ckpt" in said.out
