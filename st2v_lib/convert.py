@@ -78,8 +78,8 @@ def convert(
     """
     out, file = Path(out), open_source(source)
     states, public, problems = sort_entries(file.entries)
-    expected = expected_shapes(cfg, states)
-    problems += compare(states, expected)
+    modules = make_modules(cfg, states)
+    problems += compare(states, {name: shapes_of(module) for name, module in modules.items()})
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise WeightsError(f"{source} cannot be converted: {'; '.join(problems[:SHOWN])}{more}")
@@ -101,7 +101,7 @@ def convert(
         more = f"; and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
         raise WeightsError(f"{source} is damaged, download it again: {'; '.join(damaged[:SHOWN])}{more}")
     for name, parts in shards.items():
-        _finish(out / name, name, parts, states[name], cfg, dtype)
+        _finish(out / name, modules[name], parts, states[name], dtype)
     sizes = {name: sum(map(_count, state.values())) * dtype.itemsize for name, state in states.items()}
     return Converted({name: len(state) for name, state in states.items()}, sizes, public)
 
@@ -156,15 +156,13 @@ def sort_entries(entries: Mapping[str, Entry]) -> tuple[dict[str, dict[str, Entr
     return states, {head: count for head, count in public.items() if count}, strange
 
 
-def expected_shapes(cfg: StreamingT2VConfig, components: Mapping[str, object]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Names and shapes of those components at that size, without making a weight."""
-    return {
-        name: {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        for name, module in _modules(cfg, components).items()
-    }
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a module's state."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-def _modules(cfg: StreamingT2VConfig, components: Mapping[str, object]) -> dict[str, torch.nn.Module]:
+def make_modules(cfg: StreamingT2VConfig, components: Mapping[str, object]) -> dict[str, torch.nn.Module]:
+    """Those components at that size, without a weight (on the meta device)."""
     from st2v_lib.apm import Apm
     from st2v_lib.backbone import make_unet
     from st2v_lib.cam import Cam
@@ -283,12 +281,7 @@ def _is_complete(path: Path, names: list[str], state: Mapping[str, Entry], dtype
 
 
 def _finish(
-    folder: Path,
-    name: str,
-    parts: list[list[str]],
-    state: Mapping[str, Entry],
-    cfg: StreamingT2VConfig,
-    dtype: torch.dtype,
+    folder: Path, module: torch.nn.Module, parts: list[list[str]], state: Mapping[str, Entry], dtype: torch.dtype
 ) -> None:
     """The index of the parts, and the component's config, which makes it complete."""
     if len(parts) > 1:
@@ -296,7 +289,7 @@ def _finish(
         total = sum(map(_count, state.values())) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _replace(folder / f"{WEIGHTS}.safetensors.index.json", json.dumps(index, indent=1) + "\n")
-    _modules(cfg, {name: None})[name].save_config(folder)
+    module.save_config(folder)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from st2v_lib import cli, convert
-from st2v_lib.apm import Apm
+from st2v_lib.apm import Apm, text_attentions
 from st2v_lib.backbone import StreamingUNet, make_unet
 from st2v_lib.cam import Cam
 from st2v_lib.checkpoints import map_vid2vid_state_dict, vid2vid_name
@@ -43,30 +44,38 @@ class Foreign:
         return os.system, (f"touch {self.mark}",)
 
 
-def official_names(cfg=SMALL):
-    """The released names at that size, with random values: those of the key list, cut to the modules there are."""
-    torch.manual_seed(0)
-    unet = make_unet(cfg.unet)
-    cam, apm = Cam.from_unet(unet, cfg.cam), Apm.from_unet(unet, cfg.apm)
-    state = OrderedDict((f"base_model.{k}", torch.randn_like(v)) for k, v in unet.state_dict().items())
+@functools.cache
+def official_shapes(cfg=SMALL):
+    """The released names at that size with their shapes, made the other way round from our modules."""
+    with torch.device("meta"):
+        unet = make_unet(cfg.unet)
+        cam, apm = Cam.from_configs(cfg.unet, cfg.cam), Apm.from_unet(unet, cfg.apm)
+    state = OrderedDict((f"base_model.{k}", v.shape) for k, v in unet.state_dict().items())
     last = len(cam.injectors) - 1
     for key, value in cam.state_dict().items():
         part, _, rest = key.partition(".")
         if part == "extractor":
-            state["unet." + rest.replace("cond_encoder", "controlnet_cond_embedding")] = torch.randn_like(value)
+            state["unet." + rest.replace("cond_encoder", "controlnet_cond_embedding")] = value.shape
         else:
             index, _, rest = rest.partition(".")
             at = "mid_block" if int(index) == last else f"down_blocks.{index}"
-            state[f"base_model.cross_attention_merger_{at}.temporal_transformer.{rest}"] = torch.randn_like(value)
+            state[f"base_model.cross_attention_merger_{at}.temporal_transformer.{rest}"] = value.shape
     layers = {name.removesuffix(".attn2").replace(".", "_"): name for name in apm.config.layers}
     for key, value in apm.state_dict().items():
         if key.startswith("tokens.mlp."):
-            state[key.replace("tokens.mlp.", "resampler.context_embedding.")] = torch.randn_like(value)
+            state[key.replace("tokens.mlp.", "resampler.context_embedding.")] = value.shape
         else:
             _, layer, rest = key.split(".", 2)
-            state[f"base_model.{layers[layer]}.{rest.replace('norm.', 'conv_ln.')}"] = torch.randn_like(value)
-    state["vae.encoder.conv_in.weight"] = torch.randn(8, 3, 3, 3)
-    state["text_encoder.text_model.final_layer_norm.weight"] = torch.randn(12)
+            state[f"base_model.{layers[layer]}.{rest.replace('norm.', 'conv_ln.')}"] = value.shape
+    return state
+
+
+def official_names():
+    """Random values under the released names, always the same; some names of public models, too."""
+    generator = torch.Generator().manual_seed(0)
+    state = OrderedDict((k, torch.randn(shape, generator=generator)) for k, shape in official_shapes().items())
+    state["vae.encoder.conv_in.weight"] = torch.randn(8, 3, 3, 3, generator=generator)
+    state["text_encoder.text_model.final_layer_norm.weight"] = torch.randn(12, generator=generator)
     state["image_encoder.model.logit_scale"] = torch.tensor(1.0)
     return state
 
@@ -110,7 +119,8 @@ def test_every_released_name_is_accounted_for_at_full_size():
     entries = {name: Entry(tuple(shape), torch.float32, lambda: None) for name, shape in listed.items()}
     states, public, strange = convert.sort_entries(entries)
     assert strange == []
-    assert convert.compare(states, convert.expected_shapes(MODELSCOPE, states)) == []
+    modules = convert.make_modules(MODELSCOPE, states)
+    assert convert.compare(states, {name: convert.shapes_of(module) for name, module in modules.items()}) == []
     assert sum(len(s) for s in states.values()) + sum(public.values()) == len(listed) == 3407
     numbers = {name: sum(map(convert._count, s.values())) for name, s in states.items()}
     assert numbers == {"unet": 1_411_233_860, "cam": 621_981_664 + 68_867_200, "apm": 22_299_904 + 377_744}
@@ -141,8 +151,7 @@ def test_convert_keeps_values_and_runs_nothing(checkpoint, tmp_path):
         assert torch.equal(got.half(), want.half())
     saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert {v.dtype for v in saved.values()} == {torch.float16}
-    unet.set_injectors(cam.injectors)
-    assert list(apm.config.layers) == Apm.from_unet(unet, SMALL.apm).config.layers
+    assert list(apm.config.layers) == text_attentions(unet)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -336,20 +345,20 @@ def vid2vid_names(levels=4, layers=2):
     return name
 
 
-def vid2vid_state(unet):
+def vid2vid_state(unet, fill=True):
     to_theirs, state = vid2vid_names(), {}
     for stock, value in unet.state_dict().items():
         temporal = "temp_attentions" in stock or stock.startswith("transformer_in")
         if temporal and stock.endswith(("proj_in.weight", "proj_out.weight")):
             value = value[..., None]
-        state[to_theirs(stock)] = torch.randn_like(value)
+        state[to_theirs(stock)] = torch.randn(value.shape) if fill else value
     return state
 
 
 def test_enhancer_names_and_shapes_at_full_size():
     with torch.device("meta"):
         unet = make_unet(MODELSCOPE.enhancer.unet)
-    theirs = vid2vid_state(unet)
+    theirs = vid2vid_state(unet, fill=False)
     assert len(theirs) == 1480
     for name in ("input_blocks.3.op.weight", "output_blocks.2.1.conv.weight", "output_blocks.8.3.conv.bias",
                  "middle_block.3.temopral_conv.conv4.3.weight", "input_blocks.11.0.out_layers.3.weight"):  # fmt: skip
@@ -372,7 +381,8 @@ def test_names_without_a_place(name):
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_convert_an_enhancer(tmp_path, nested):
-    unet = make_unet(UNET)
+    with torch.device("meta"):
+        unet = make_unet(UNET)
     state = vid2vid_state(unet)
     path = tmp_path / "non_ema_0035000.pth"
     torch.save({"state_dict": state} if nested else state, path)
