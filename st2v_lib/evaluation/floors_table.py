@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from st2v_lib.evaluation.scoring import PARTS
-from st2v_lib.evaluation.statistics import Interval, interval, paired_difference
+from st2v_lib.evaluation.statistics import interval, paired_difference
 from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, show
 
 SHARE_OF_CEILING = 0.95
@@ -19,6 +19,7 @@ PERMANENCE = {"first_permanence": 0.95, "at224_permanence": 0.93, "last100_perma
 MOTION_KEPT = (0.8, 1.25)
 DRIFT_SIGNED, DRIFT_ABS = 0.03, 0.06
 ENHANCER_DB, ENHANCER_ENERGY = 0.5, (0.8, 1.2)
+NOTHING = "nothing to measure"
 
 Row = tuple[str, str, str, str]
 
@@ -50,13 +51,19 @@ def first_chunk(results: Path, split: str) -> list[Row]:
     group, rows = pick(results, "first-chunk", split, ("generated", "rendering")), []
     floor = f"≥ {SHARE_OF_CEILING:.0%} of the reader's"
     for part in PARTS:
+        what = f"first chunk: {part}"
         if group is None:
-            rows.append((f"first chunk: {part}", floor, NOT_RUN, ""))
+            rows.append((what, floor, NOT_RUN, ""))
             continue
-        made, ceiling = (interval(list(group.values(a, f"right_{part}").values())) for a in ("generated", "rendering"))
+        made, ceiling = (
+            interval(list(group.values(a, f"right_{part}").values()), share=True) for a in ("generated", "rendering")
+        )
         share = made.mean / ceiling.mean if ceiling.mean else math.nan
+        if math.isnan(share):
+            rows.append((what, floor, NOTHING, ""))
+            continue
         text = f"{show(made, percent=True)} of {100 * ceiling.mean:.1f} %: {100 * share:.1f} %"
-        rows.append((f"first chunk: {part}", floor, text, met(share >= SHARE_OF_CEILING)))
+        rows.append((what, floor, text, met(share >= SHARE_OF_CEILING)))
     return rows
 
 
@@ -76,19 +83,24 @@ def long_videos(results: Path, split: str) -> list[Row]:
     for name, floor in PERMANENCE.items():
         group = longest if name == "last100_permanence" else short
         rows.append(mean_row(group, name, f"object permanence, frames {where[name]}", floor))
+    (low, high), what = MOTION_KEPT, "motion kept, 1100-1199 over 0-99"
     if longest is None:
-        return rows + [(what, "", NOT_RUN, "") for what in ("motion kept", "drift: colour", "drift: contrast")]
-    kept = interval(list(longest.values("full", "motion_kept").values()))
-    low, high = MOTION_KEPT
-    rows.append(("motion kept, 1100-1199 over 0-99", f"{low}-{high}", show(kept), met(low <= kept.mean <= high)))
+        rows.append((what, f"{low}-{high}", NOT_RUN, ""))
+    else:
+        kept = interval(list(longest.values("full", "motion_kept").values()))
+        rows.append((what, f"{low}-{high}", show(kept), met(low <= kept.mean <= high)))
     for quantity in ("colour", "contrast"):
+        what, floor = f"drift over 1200 frames: {quantity}", "signed within ±3 %, absolute ≤ 6 %"
+        if longest is None:
+            rows.append((what, floor, NOT_RUN, ""))
+            continue
         signed, size = (
             interval(list(longest.values("full", f"drift_{quantity}_{kind}_share").values()))
             for kind in ("signed", "abs")
         )
         text = f"signed {show(signed, percent=True, signed=True)}, absolute {show(size, percent=True)}"
         fine = abs(signed.mean) <= DRIFT_SIGNED and size.mean <= DRIFT_ABS
-        rows.append((f"drift over 1200 frames: {quantity}", "signed within ±3 %, absolute ≤ 6 %", text, met(fine)))
+        rows.append((what, floor, text, met(fine)))
     return rows
 
 
@@ -99,7 +111,7 @@ def seams(results: Path, split: str) -> list[Row]:
     if group is None:
         return [(what, floor, NOT_RUN, "")]
     found = interval(list(group.values("full-shipped", "seam_residual").values()))
-    text = f"{show(found)} px"
+    text = NOTHING if math.isnan(found.mean) else f"{show(found)} px"
     if "rendering" in group.rows:  # what the reader alone makes of a path without seams
         text += f"; renderings {show(interval(list(group.values('rendering', 'seam_residual').values())))} px"
     return [(what, floor, text, met(max(abs(found.low), abs(found.high)) <= SEAM_PX))]
@@ -134,7 +146,7 @@ def mean_row(group: Group | None, name: str, what: str, floor: float) -> Row:
     """A floor on a mean share."""
     if group is None:
         return (what, f"≥ {floor:.0%}", NOT_RUN, "")
-    found: Interval = interval(list(group.values("full", name).values()))
+    found = interval(list(group.values("full", name).values()), share=True)
     return (what, f"≥ {floor:.0%}", show(found, percent=True), met(found.mean >= floor))
 
 

@@ -30,12 +30,15 @@ class Interval:
         return "–" if math.isnan(self.mean) else f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def interval(values: Sequence[float], level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
+def interval(
+    values: Sequence[float], share: bool = False, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
     """The mean of one value a video and its interval; nan are left out of ``n``.
 
     Args:
-        values: one for each video; Wilson's interval if all are 0 or 1, else a percentile bootstrap.
-        level: of the interval; Wilson's is for 0.95 only.
+        values: one for each video.
+        share: they say yes or no: Wilson's interval if all are 0 or 1 (and the level 0.95), else a bootstrap.
+        level: of the interval.
         draws, seed: of the bootstrap.
 
     Raises:
@@ -50,7 +53,7 @@ def interval(values: Sequence[float], level: float = 0.95, draws: int = DRAWS, s
     mean = float(kept.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    if level == 0.95 and np.isin(kept, (0.0, 1.0)).all():
+    if share and level == 0.95 and np.isin(kept, (0.0, 1.0)).all():
         return Interval(mean, *wilson(int(kept.sum()), n), n)
     return Interval(mean, *bootstrap(kept, level, draws, seed), n)
 

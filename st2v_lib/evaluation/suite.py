@@ -174,11 +174,12 @@ def stage_2_calls(options: Options, frames: int, cfg: StreamingT2VConfig) -> flo
 
 
 def strip(video: torch.Tensor, count: int = 10) -> np.ndarray:
-    """``count`` frames of a video ``f 3 h w`` in [-1, 1], evenly spread, side by side: ``h (count w) 3`` uint8."""
+    """``count`` frames of a video ``f 3 h w`` in [-1, 1], evenly spread, side by side with 2 white pixels between."""
     from st2v_lib.video_io import as_frames
 
     picks = torch.linspace(0, len(video) - 1, min(count, len(video))).round().long()
-    return np.concatenate(list(as_frames(video[picks])), axis=1)
+    frames = [np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=255) for f in as_frames(video[picks])]
+    return np.concatenate(frames, axis=1)[:, :-2]
 
 
 def slice_xt(video: torch.Tensor) -> np.ndarray:

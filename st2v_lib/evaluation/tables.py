@@ -106,7 +106,7 @@ def table(
         if not runs:
             lines.append([arm, "", "", *[NOT_RUN] * len(columns), str(paper.get(arm, ""))])
             continue
-        cells = [show(interval(list(group.values(arm, c.value).values())), c.percent) for c in columns]
+        cells = [show(interval(list(group.values(arm, c.value).values()), c.percent), c.percent) for c in columns]
         videos = len({v["index"] for r in runs for v in r["videos"]})
         lines.append([arm, str(videos), seeds_of(runs), *cells, str(paper.get(arm, ""))])
     text = f"### {group.title}\n\n{markdown(head, lines)}\n"
@@ -136,7 +136,10 @@ def learning_curve(found: Sequence[Group], column: Column) -> str:
         if len(curve) < 2:
             continue
         arms = dict.fromkeys(a for g in curve for a, runs in g.rows.items() if runs[0]["identity"].get("training"))
-        rows = [[a, *(show(interval(list(g.values(a, column.value).values()))) for g in curve)] for a in arms]
+        rows = [
+            [a, *(show(interval(list(g.values(a, column.value).values()), column.percent)) for g in curve)]
+            for a in arms
+        ]
         head = [f"{column.title} by clips", *(str(g.budget) for g in curve)]
         text += f"### learning curve: {kind}\n\n{markdown(head, rows)}\n"
     return text
