@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,3 +183,18 @@ def test_command_errors_are_one_message(tmp_path):
         cli.run(SimpleNamespace(video="x.mp4", prompt=" ", json=False))
     with pytest.raises(UserError, match="no CLIP model"):
         cli.run(SimpleNamespace(video="x.mp4", prompt="a", json=False, clip=str(tmp_path)))
+
+
+def test_memory_does_not_grow_with_the_length():
+    v, alive, most = videos.translation(8, 32, 32, 1, 0), [], 0
+
+    def frames(count):
+        nonlocal most
+        for i in range(count):
+            frame = v[i % 8].copy()
+            alive.append(weakref.ref(frame))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield frame
+
+    got = measure(frames(60), size=None, lpips=lambda a, b: (a - b).abs().mean())
+    assert len(got["motion"].per_pair) == 59 and most <= 5  # two pairs, and the first frame for LPIPS
