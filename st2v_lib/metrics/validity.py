@@ -106,10 +106,13 @@ def _swapped(scene: Scene, clean: Tensor, level: float, rng: random.Random) -> T
 
 def _extra(scene: Scene, clean: Tensor, level: float, rng: random.Random) -> Tensor:
     sprite = scene.sprites[0]
-    moved = replace(sprite.motion, x=sprite.motion.x + 0.8, y=sprite.motion.y + 0.5)
-    if sprite.motion.kind == "orbit":
-        moved = replace(sprite.motion, vy=sprite.motion.vy + 0.5)  # on the other side of the circle
-    return _from(clean, level, replace(scene, sprites=(sprite, replace(sprite, motion=moved))))
+    moved = {  # elsewhere on the path of a bounce, across the circle, the other way from side to side
+        "bounce": replace(sprite.motion, x=sprite.motion.x + 0.8, y=sprite.motion.y + 0.5),
+        "orbit": replace(sprite.motion, vy=sprite.motion.vy + 0.5),
+        "zigzag": replace(sprite.motion, x=sprite.motion.x + 1.0),
+    }
+    twin = replace(sprite, motion=moved[sprite.motion.kind])
+    return _from(clean, level, replace(scene, sprites=(sprite, twin)))
 
 
 def _lost(scene: Scene, clean: Tensor, level: float, rng: random.Random) -> Tensor:
@@ -163,7 +166,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged(scene: Scene, kind: str, level: float, index: int = 0) -> Tensor:
-    """A scene of one sprite, 80 frames, with one damage; the first 16 frames are never changed by jumps and the like.
+    """A scene of ``scenes_of``, 80 frames, with one damage; the first 16 frames are never changed by jumps and the like.
 
     Args:
         kind: of ``DAMAGES``. Blur up to 2.5 px at the end; jumps by up to 12 frames of the path at each seam; averages
