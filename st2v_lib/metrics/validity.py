@@ -166,7 +166,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged(scene: Scene, kind: str, level: float, index: int = 0) -> Tensor:
-    """A scene of ``scenes_of``, 80 frames, with one damage; the first 16 frames are never changed by jumps and the like.
+    """A scene of ``scenes_of``, 80 frames, with one damage; most kinds spare its first 16 frames.
 
     Args:
         kind: of ``DAMAGES``. Blur up to 2.5 px at the end; jumps by up to 12 frames of the path at each seam; averages
