@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,7 +122,9 @@ def _quiet() -> Iterator[None]:
     verbosity = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype`: the only name that old versions know
+            yield
     finally:
         diffusers.utils.logging.set_verbosity(verbosity)
         for log in shown:
