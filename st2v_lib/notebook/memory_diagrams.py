@@ -40,8 +40,9 @@ def lineage_diagram():
     """Short-term and long-term memory of six systems, oldest first (each from its own paper or README)."""
     from st2v_lib.notebook.show import show_figure
 
-    fig, axis = _canvas(10.4, 3.5)
-    step = 10.4 / (len(LINEAGE) + 0.62)
+    width = 11.6
+    fig, axis = _canvas(width, 3.5)
+    step = width / (len(LINEAGE) + 0.62)
     for y, name in ((1.75, "short\nterm"), (0.6, "long\nterm")):
         axis.text(0.3, y, name, ha="center", va="center", fontsize=9, color=INK)
     for i, (year, name, short, long) in enumerate(LINEAGE):
