@@ -290,6 +290,7 @@ def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):
     ("arguments", "says"),
     [
         (["cam", "--prompts", "0"], "--prompts"),
+        (["cam", "--batch", "0"], "--batch"),
         (["cam", "--frames", "8"], "16 or more"),
         (["cam", "--seeds", "1", "1"], "different"),
         (["first-chunk", "--frames", "32"], "a first chunk has 16"),
@@ -297,7 +298,8 @@ def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):
         (["apm", "--frames", "32"], "48"),
     ],
 )
-def test_wrong_arguments_are_told_at_once(arguments, says, capsys):
+def test_wrong_arguments_are_told_at_once(arguments, says, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_cli, "evaluate", None)
     assert cli.main(["evaluate", *arguments]) == 2
     assert says in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Entry point of the command line; see ``st2v evaluate --help``."""
     suite = SUITES[args.suite]
     options = Options(args.frames, args.sprites, args.speed)
-    videos = args.prompts or suite.videos
+    videos = suite.videos if args.prompts is None else args.prompts
     check(suite, videos, args.seeds, options, args.batch)
     files = evaluate(
         suite, arms_of(suite, args.arms, args.only), args.split, videos, args.seeds, options, args.weights,
