@@ -136,7 +136,9 @@ class Apm(ModelMixin, ConfigMixin):
     def attach(self, unet: UNet3DConditionModel) -> Apm:
         """Wires the mixing into the UNet's text cross-attentions (its state dict stays as it is); returns itself."""
         for name in self.config.layers:
-            unet.get_submodule(name).set_processor(ApmProcessor(self.mixes[_key(name)]))
+            attention, mix = unet.get_submodule(name), self.mixes[_key(name)]
+            if getattr(attention.processor, "mix", None) is not mix:  # one that is there may be in use, between steps
+                attention.set_processor(ApmProcessor(mix))
         return self
 
     def detach(self, unet: UNet3DConditionModel) -> None:

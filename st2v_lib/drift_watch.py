@@ -26,13 +26,13 @@ class DriftLimits:
     """When a chunk is out of bounds, and for how many chunks in a row before it is said.
 
     Attributes:
-        still: motion below this is stagnation, px per frame.
+        still: motion below this is stagnation, in sides of the picture per frame (0.05 px of 64).
         burnt, faded: colour, contrast or sharpness above and below these multiples of the first chunk's.
         far: CLIP distance to the anchor (1 - cosine) above this.
         patience: chunks in a row.
     """
 
-    still: float = 0.1
+    still: float = 8e-4
     burnt: float = 2.0
     faded: float = 0.5
     far: float = 0.5
@@ -59,20 +59,21 @@ def chunk_look(
     return out
 
 
-def drift_warnings(looks: Sequence[dict[str, float]], limits: DriftLimits | None = None) -> list[str]:
+def drift_warnings(looks: Sequence[dict[str, float]], limits: DriftLimits | None = None, side: int = 64) -> list[str]:
     """What is wrong with the last chunks, in words; empty when all is well.
 
     Args:
         looks: ``chunk_look`` of all chunks so far, or of the first and at least the last ``patience`` of them.
         limits: thresholds.
+        side: of the frames in pixels.
     """
     limits = limits or DriftLimits()
     first, recent = looks[0], looks[-limits.patience :]
     if len(looks) <= limits.patience:
         return []
     found = []
-    if all(look["motion"] < limits.still for look in recent):
-        found.append(f"stagnation: less than {limits.still:g} px of motion a frame in the last {len(recent)} chunks")
+    if all(look["motion"] < limits.still * side for look in recent):
+        found.append(f"stagnation: {recent[-1]['motion']:.2g} px of motion a frame, little for {len(recent)} chunks")
     for name in LOOKS:
         ratios = [look[name] / max(first[name], 1e-6) for look in recent]
         if min(ratios) > limits.burnt:

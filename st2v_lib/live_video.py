@@ -81,7 +81,19 @@ def _boxes(data: bytes) -> Iterable[tuple[bytes, bytes]]:
         at += size
 
 
-def grow(path: Path, parts: Iterable[bytes]) -> None:
+def check_place(path: Path) -> None:
+    """Makes the folder of a video that is to grow, and raises the errors of ``grow`` if it has no place."""
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"expected an output path that ends in .mp4, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: it is a folder, or writing there is not allowed")
+
+
+def grow(path: Path, parts: Iterable[bytes], start: int = 0) -> int:
     """Brings a growing file in line with what it should hold: what agrees stays, the rest is cut off and written.
 
     A player that has the file open goes on. What is added goes to the disk before this returns.
@@ -89,17 +101,20 @@ def grow(path: Path, parts: Iterable[bytes]) -> None:
     Args:
         path: the mp4; made if it is not there.
         parts: init part and fragments, in order.
+        start: bytes that are known to agree; the parts come after them.
+
+    Returns:
+        The size of the file.
 
     Raises:
         InputError: unless the name ends in .mp4.
         OutputError: the file cannot be written.
     """
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"expected an output path that ends in .mp4, got {path}")
+    check_place(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "r+b" if path.exists() else "x+b") as file:
             agrees = True
+            file.seek(start)
             for part in parts:
                 at = file.tell()
                 agrees = agrees and file.read(len(part)) == part
@@ -110,5 +125,6 @@ def grow(path: Path, parts: Iterable[bytes]) -> None:
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
+            return file.tell()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None

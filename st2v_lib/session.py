@@ -120,18 +120,21 @@ class Session:
         limits: thresholds of the drift watch.
     """
 
-    def __init__(self, folder: str | Path, pipe: StreamingT2VPipeline, limits: DriftLimits | None = None):
+    def __init__(self, folder: str | Path, pipe: StreamingT2VPipeline, upto: int | None = None):
         """Takes up the session in ``folder``; see ``open``."""
-        self.folder, self.pipe, self.limits = Path(folder), pipe, limits or DriftLimits()
+        self.folder, self.pipe, self.upto = Path(folder), pipe, upto
         self.header = read_sealed(self.folder / "session.json")
+        self.limits = DriftLimits(**self.header["limits"])
         self.cfg = StreamingT2VConfig.from_json(json.dumps(self.header["config"]))
         self._refuse_others()
-        self.records = _records(self.folder, self.header)
-        self._wavefront()
+        self.records = _records(self.folder, self.header, upto)
+        if upto is None:
+            self._wavefront()
         values = read_sealed(self.folder / "plan.json")
         values["prompts"] = tuple((frame, text) for frame, text in values["prompts"])
         self.plan = Plan(**{name: value for name, value in values.items() if name != "sha256"})
         self._stopping, self._begun, self._last_frame, self._anchor = False, self.frames_made, None, None
+        self._grown: dict[Path, tuple[int, int]] = {}
 
     # --------------------------------------------------------------------------------------- create, open, branch
 
@@ -180,19 +183,25 @@ class Session:
         header = {
             "format": FORMAT, "config": dataclasses.asdict(cfg), "config_sha256": config_hash(cfg),
             "weights_sha256": weights_hash(pipe), "enhance": enhance, "seed": seed,
-            "negative_prompt": negative_prompt, "versions": versions(), "parent": None,
+            "negative_prompt": negative_prompt, "limits": dataclasses.asdict(limits or DriftLimits()),
+            "versions": versions(), "parent": None,
         }  # fmt: skip
         plan = Plan(prompts, seed, num_frames, float(numbers.guidance_scale), numbers.anchor_guidance_scale)
-        return cls._begin(folder, pipe, header, plan, limits)
+        return cls._begin(folder, pipe, header, plan)
 
     @classmethod
-    def open(cls, folder: str | Path, pipe: StreamingT2VPipeline, limits: DriftLimits | None = None) -> Session:
+    def open(cls, folder: str | Path, pipe: StreamingT2VPipeline, upto: int | None = None) -> Session:
         """Takes up a session; every file of it, and of the branches it comes from, is checked.
+
+        Args:
+            folder: where it lives.
+            pipe: with the config and weights that it was begun with.
+            upto: look at so many checkpoints only, to branch from a session whose later files are damaged.
 
         Raises:
             SessionError: damaged bytes, another config, other weights, or a missing parent; the reason is named.
         """
-        return cls(folder, pipe, limits)
+        return cls(folder, pipe, upto)
 
     def branch(
         self,
@@ -232,13 +241,13 @@ class Session:
             plan = dataclasses.replace(plan, num_frames=num_frames)
         seal = self.records[at - 1]["sha256"] if at else self.header["sha256"]
         parent = {"folder": os.path.relpath(self.folder, folder), "at": at, "sha256": seal}
-        return self._begin(folder, self.pipe, {**self.header, "parent": parent}, plan, self.limits)
+        return self._begin(folder, self.pipe, {**self.header, "parent": parent}, plan)
 
     @classmethod
-    def _begin(cls, folder: Path, pipe: Any, header: dict, plan: Plan, limits: DriftLimits | None) -> Session:
+    def _begin(cls, folder: Path, pipe: StreamingT2VPipeline, header: dict[str, Any], plan: Plan) -> Session:
         write_sealed(folder / "plan.json", dataclasses.asdict(plan))
         write_sealed(folder / "session.json", header)  # last: with it the folder is a session
-        return cls(folder, pipe, limits)
+        return cls(folder, pipe)
 
     # ------------------------------------------------------------------------------------------------------- control
 
@@ -332,6 +341,10 @@ class Session:
             OutputError: the disk is full; the session stays at its last checkpoint.
         """
         self._stopping = False
+        if self.upto is not None:
+            raise SessionError(
+                f"{self.folder}: opened up to checkpoint {self.upto} only, so it can be branched, not run"
+            )
         with self._locked():
             self._refuse_config()
             if (self.folder / "checkpoints" / f"{len(self.records):06}.json").exists():
@@ -370,10 +383,15 @@ class Session:
                 video = list(enhancer.pop())
             yield self._commit(plan, full, frames, state, video, enhancer)
 
+    @functools.cached_property
+    def carried(self) -> int:
+        """Frames that a chunk repeats of the one before."""
+        return carried_frames(self._models(), self.cfg)
+
     @property
     def stride(self) -> int:
         """New frames of a chunk after the first."""
-        return self.cfg.chunk_frames - carried_frames(self._models(), self.cfg)
+        return self.cfg.chunk_frames - self.carried
 
     def _generate(self, state: StreamState | None, plan: Plan) -> STEP:
         models, encode = self._models(), self._encode
@@ -386,7 +404,7 @@ class Session:
         text = encode(plan.prompt_at(self.frames_made))
         if state is None:
             first = yield from base_steps(models, self.cfg.replace(sampling=numbers), text, null, plan.seed)
-            return first, start_stream(models, first, plan.seed, None, carried_frames(models, self.cfg))
+            return first, start_stream(models, first, plan.seed, None, self.carried)
         state = dataclasses.replace(state, seed=plan.seed)
         return (yield from chunk_steps(models, state, text, null, numbers))
 
@@ -406,7 +424,7 @@ class Session:
         pixels = to_uint8(frames[0])
         look = self._look(frames, pixels) if len(pixels) else {}
         looks = [record["look"] for record in self.records if record["look"]] + ([look] if look else [])
-        said = drift_warnings(looks, self.limits) if look else []
+        said = drift_warnings(looks, self.limits, self.cfg.size) if look else []
         if len(pixels):
             kept = {"frames": full}
             if state.cond.shape[1] > full.shape[1]:  # otherwise it is the end of the frames
@@ -431,9 +449,9 @@ class Session:
             "seed": plan.seed, "guidance_scale": plan.guidance_scale, "files": files, "look": look,
             "warnings": said,
         }  # fmt: skip
+        self.records.append(write_sealed(self.folder / "checkpoints" / f"{index:06}.json", record))
         if len(pixels):
             self._last_frame = pixels[-1]
-        self.records.append(write_sealed(self.folder / "checkpoints" / f"{index:06}.json", record))
         (self.folder / f"wavefront.{index - 1:06}.safetensors").unlink(missing_ok=True)
         return Block(index, first, frames, out, record["prompt"], look, tuple(said))
 
@@ -472,7 +490,7 @@ class Session:
         if not chunks:
             return None
         block, first = self._block(chunks[-1]), self._block(0)
-        cond = block.get("cond", block["frames"][:, -carried_frames(self._models(), self.cfg) :]).contiguous()
+        cond = block.get("cond", block["frames"][:, -self.carried :]).contiguous()
         tokens = first.get("anchor"), first.get("null_anchor")
         return StreamState(self.plan.seed, len(chunks), self.cfg.chunk_frames, cond, *tokens)
 
@@ -515,13 +533,19 @@ class Session:
 
     def write_video(self, path: str | Path) -> None:
         """Brings an mp4 in line with the session: made, mended or continued, whatever it held."""
+        path = Path(path)
+        known, size = self._grown.get(path, (0, 0))
+        if known and (not path.exists() or path.stat().st_size != size):
+            known = size = 0  # someone else was there
         if self.frames_out:
-            grow(Path(path), self._parts())
+            self._grown[path] = len(self.records), grow(path, self._parts(known), size)
 
-    def _parts(self) -> Iterator[bytes]:
-        inits = [index for index, record in enumerate(self.records) if INIT in record["files"]]
-        pieces = [(i, name) for i, record in enumerate(self.records) for name in record["files"] if ".m4s" in name]
-        for index, name in [(inits[-1], INIT), *pieces]:
+    def _parts(self, known: int) -> Iterator[bytes]:
+        """Init part and pieces of the video, or the pieces after the first ``known`` checkpoints."""
+        named = [(i, name) for i, record in enumerate(self.records) for name in record["files"]]
+        pieces = [(i, name) for i, name in named if name.endswith(".m4s") and i >= known]
+        init = [(i, name) for i, name in named if name == INIT][-1:] if not known else []
+        for index, name in [*init, *pieces]:
             yield read_checked(self._home(index) / name, self.records[index]["files"][name])
 
     # ----------------------------------------------------------------------------------------------------------- inside
@@ -605,7 +629,7 @@ def read_checked(path: Path, sha256: str) -> bytes:
     except OSError as error:
         raise SessionError(f"{path}: {error.strerror or error}; the session cannot be taken up without it") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise SessionError(f"{path}: damaged, its SHA-256 differs; branch from a chunk before it to keep the rest")
+        raise SessionError(f"{path}: damaged, its SHA-256 differs; a branch at an earlier chunk keeps the rest")
     return data
 
 
@@ -628,7 +652,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         seal = values.pop("sha256")
     except FileNotFoundError:
         raise SessionError(f"{path.parent}: no session here, {path.name} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise SessionError(f"{path}: damaged ({error})") from None
     if _seal(values) != seal:
         raise SessionError(f"{path}: damaged, its SHA-256 differs")
@@ -646,16 +670,19 @@ def _home(folder: Path, header: dict[str, Any], index: int) -> Path:
     return folder
 
 
-def _records(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+def _records(folder: Path, header: dict[str, Any], upto: int | None = None) -> list[dict[str, Any]]:
     """All checkpoints, the parent's first; every file but wavefronts, of which old ones are gone, is checked."""
     parent, records = header["parent"], []
     if parent is not None:
         past = Path(os.path.normpath(folder / parent["folder"]))
-        records = _records(past, read_sealed(past / "session.json"))[: parent["at"]]
+        records = _records(past, read_sealed(past / "session.json"), parent["at"])
         found = records[-1]["sha256"] if records else parent["sha256"]
         if len(records) != parent["at"] or found != parent["sha256"]:
             raise SessionError(f"{folder}: its past in {past} is no longer what it branched from")
-    while (path := folder / "checkpoints" / f"{len(records):06}.json").exists():
+    paths = sorted((folder / "checkpoints").glob("[0-9]*.json"))
+    for path in paths if upto is None else paths[: max(0, upto - len(records))]:
+        if int(path.stem) != len(records):
+            raise SessionError(f"{folder}: checkpoint {len(records)} is missing, there are later ones")
         record, before = read_sealed(path), records[-1]["sha256"] if records else header["sha256"]
         if record["previous"] != before:
             raise SessionError(f"{path}: does not follow the checkpoint before it")
@@ -663,7 +690,7 @@ def _records(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
             if not name.startswith("wavefront"):
                 read_checked(folder / name, sha256)
         records.append(record)
-    return records
+    return records[:upto]
 
 
 def remove_leftovers(folder: Path, count: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from st2v_lib.checks import check_count, check_sampling, prompt_ranges
 from st2v_lib.config import preset
 from st2v_lib.errors import InputError
+from st2v_lib.live_video import check_place
 from st2v_lib.loading import load
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.session import Session
@@ -25,12 +26,31 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: for what the user can put right, before anything expensive is done.
     """
+    said, as_usual = set(), warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        if category is not UserWarning:
+            as_usual(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            _warn(str(message))
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: print(f"st2v stream: warning: {message}", file=sys.stderr)
-        session = _session(args)
+        warnings.showwarning = show
+        return _run(args)
+
+
+def _warn(message: str) -> None:
+    print(f"st2v stream: warning: {message}", file=sys.stderr)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        check_place(args.out)
+    session = _session(args)
     out = args.out or session.folder / "live.mp4"
-    session.write_video(out)  # what is there already; and a place that cannot be written is known now
+    session.write_video(out)  # what is there already
     length = session.plan.num_frames
     print(f"{session.plan.prompt_at(session.frames_made)!r}, {length or 'no end of'} frames, session {session.folder}")
     start, before = time.perf_counter(), session.frames_made
@@ -41,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             rate = (session.frames_made - before) / (time.perf_counter() - start)
             print(f"made {session.frames_made}  in the video {session.frames_out}  {rate:.2f} frames/s  {numbers}")
             for warning in block.warnings:
-                print(f"st2v stream: warning: {warning}", file=sys.stderr)
+                _warn(f"chunk {block.index}: {warning}")
     except KeyboardInterrupt:
         print(f"\nstopped at {session.frames_made} frames; st2v stream --resume {session.folder}", file=sys.stderr)
         print(out)
@@ -58,7 +78,7 @@ def _session(args: argparse.Namespace) -> Session:
         _refuse(args, "--branch", NEW_ONLY)
         if args.at is None or args.session is None:
             raise InputError("--branch needs --at K, the first chunk that is made anew, and --session for its folder")
-        old = Session.open(args.branch, load(args.preset, args.device))
+        old = Session.open(args.branch, load(args.preset, args.device), upto=check_count(args.at, "--at", 0))
         return old.branch(args.session, args.at, args.prompt, args.seed, args.guidance, args.frames)
     if args.at is not None:
         raise InputError("--at belongs to --branch")

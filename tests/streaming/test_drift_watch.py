@@ -14,9 +14,9 @@ def scene(chunks=6, change=lambda frame, t: frame, speed=1.0):
     total, out = 8 * chunks, []
     for k in range(total):
         frame = np.zeros((48, 48, 3))
-        frame[:] = np.where((np.arange(48) // 6 % 2)[None, :, None], (90, 120, 90), (70, 80, 110))
-        x = int(4 + speed * k) % 34
-        frame[16:28, x : x + 12] = (200, 60, 60)
+        frame[:] = np.where((np.arange(48) // 6 % 2)[None, :, None], (115, 135, 115), (105, 110, 130))
+        x = int(4 + 2 * speed * k) % 28
+        frame[12:32, x : x + 20] = np.array((165, 100, 100)) - 1.5 * np.arange(20)[:, None]
         out.append(np.clip(change(frame, k / (total - 1)), 0, 255).astype(np.uint8))
     return [np.stack(out[i : i + 8]) for i in range(0, total, 8)]
 
@@ -38,7 +38,7 @@ def test_a_sound_video_is_not_warned_of():
     ("change", "speed", "word"),
     [
         (lambda frame, t: frame, 0, "stagnation"),
-        (lambda frame, t: 128 + (frame - 128) * (1 + 4 * t), 1, "burn-in: contrast"),
+        (lambda frame, t: 128 + (frame - 128) * (1 + 5 * t), 1, "burn-in: contrast"),
         (lambda frame, t: grey(frame) + (frame - grey(frame)) * (1 + 6 * t), 1, "colour"),
         (lambda frame, t: 128 + (frame - 128) * (1 - 0.9 * t), 1, "fading: contrast"),
     ],

@@ -211,6 +211,17 @@ def test_damaged_bytes_are_refused(pipe, stopped):
     Session.open(stopped, pipe)
 
 
+def test_what_lies_before_the_damage_can_be_branched(pipe, stopped, tmp_path):
+    (stopped / "blocks" / "000002.safetensors").write_bytes(b"lost")
+    with pytest.raises(SessionError, match="earlier chunk"):
+        Session.open(stopped, pipe)
+    sound = Session.open(stopped, pipe, upto=2)
+    with pytest.raises(SessionError, match="not run"):
+        next(sound.run())
+    branch = sound.branch(tmp_path / "b", 2)
+    assert next(branch.run()).first_frame == 24
+
+
 def test_a_checkpoint_of_another_session_does_not_fit(pipe, stopped, tmp_path):
     other = Session.create(tmp_path / "other", pipe, OTHER, FRAMES, SEED)
     for _ in other.run():

@@ -92,6 +92,8 @@ def test_branch_and_schedule(stream, whole, tmp_path):
         (["--resume", "d", "--branch", "d"], "not both"),
         (["--branch", "d"], "needs --at"),
         ([PROMPT, "--eta", 1.0], "choose sampler"),
+        ([PROMPT, "--out", "x.avi"], "ends in .mp4"),
+        ([PROMPT, "--out", "/dev/null/x.mp4"], "cannot write"),
     ],
 )
 def test_mistakes_are_told_before_loading(stream, monkeypatch, capsys, arguments, says):
