@@ -93,7 +93,7 @@ def launcher(processes: int) -> list[str]:
     """How one command is started on that many processes."""
     if processes == 1:
         return [sys.executable, "-m", "st2v_lib.cli"]
-    several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master-port", "0"]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *several, "-m", "st2v_lib.cli"]
 
 
