@@ -2,8 +2,8 @@
 
 Jobs are batches of a fixed partition of the cases. Every process makes the same list of what is missing and takes every
 k-th; noise belongs to videos, so the numbers do not depend on how many processes there were. On CPUs start several with
-``python -m torch.distributed.run --standalone --nproc_per_node 2 -m st2v_lib.cli evaluate ...`` (accelerate's own launcher starts
-one), on GPUs with ``accelerate launch -m st2v_lib.cli evaluate ...``.
+``python -m torch.distributed.run --standalone --nproc_per_node 2 -m st2v_lib.cli evaluate ...`` (accelerate's own
+launcher starts one), on GPUs with ``accelerate launch -m st2v_lib.cli evaluate ...``.
 """
 
 from __future__ import annotations
