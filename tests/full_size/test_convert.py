@@ -101,7 +101,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """The command converts to the small size."""
-    monkeypatch.setattr(convert.convert, "__defaults__", (SMALL, *convert.convert.__defaults__[1:]))
+    monkeypatch.setattr(convert, "convert", functools.partial(convert.convert, cfg=SMALL))
 
 
 def test_the_small_file_has_the_released_names():
