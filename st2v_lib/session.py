@@ -421,7 +421,7 @@ class Session:
             write_whole(self.folder / name, data)
             files[name] = hashlib.sha256(data).hexdigest()
 
-        pixels = to_uint8(frames[0])
+        pixels = to_uint8(frames[0]) if frames.shape[1] else ()
         look = self._look(frames, pixels) if len(pixels) else {}
         looks = [record["look"] for record in self.records if record["look"]] + ([look] if look else [])
         said = drift_warnings(looks, self.limits, self.cfg.size) if look else []

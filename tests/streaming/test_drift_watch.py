@@ -40,7 +40,7 @@ def test_a_sound_video_is_not_warned_of():
         (lambda frame, t: frame, 0, "stagnation"),
         (lambda frame, t: 128 + (frame - 128) * (1 + 5 * t), 1, "burn-in: contrast"),
         (lambda frame, t: grey(frame) + (frame - grey(frame)) * (1 + 6 * t), 1, "colour"),
-        (lambda frame, t: 128 + (frame - 128) * (1 - 0.9 * t), 1, "fading: contrast"),
+        (lambda frame, t: 128 + (frame - 128) * (1 - t) ** 2, 1, "fading: contrast"),
     ],
 )  # fmt: skip
 def test_known_faults_are_named(change, speed, word):
@@ -50,7 +50,7 @@ def test_known_faults_are_named(change, speed, word):
 
 
 def test_distance_to_the_anchor():
-    anchor, frames = torch.tensor([1.0, 0.0]), np.zeros((4, 8, 8, 3), np.uint8)
+    anchor, frames = torch.tensor([1.0, 0.0]), np.zeros((4, 16, 16, 3), np.uint8)
     near = chunk_look(frames, None, torch.tensor([[2.0, 0.0]] * 4), anchor)
     far = chunk_look(frames, None, torch.tensor([[0.0, 3.0]] * 4), anchor)
     assert near["clip_distance"] == pytest.approx(0) and far["clip_distance"] == pytest.approx(1)

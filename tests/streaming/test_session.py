@@ -87,9 +87,10 @@ def test_the_mp4_holds_the_frames_and_says_what_it_is(whole, tmp_path):
     about = info["metadata"]
     assert (about["prompt"], about["seed"], about["versions"]["torch"]) == (PROMPT, SEED, torch.__version__)
     assert about["config_sha256"] == session.header["config_sha256"] and about["config"]["size"] == 16
-    shown, made = read_video(tmp_path / "a.mp4").astype(float), to_uint8(video_of(blocks)[0]).astype(float)
-    assert np.abs(shown - made).mean() < 8  # random colours are hard on yuv420p
-    assert np.abs(shown - made[::-1]).mean() > 1.2 * np.abs(shown - made).mean()
+    luma = np.array([0.2126, 0.7152, 0.0722])  # random colours do not survive yuv420p, their brightness does
+    shown, made = read_video(tmp_path / "a.mp4") @ luma, to_uint8(video_of(blocks)[0]) @ luma
+    distance = np.abs(shown[:, None] - made[None]).mean((2, 3))
+    assert distance.argmin(1).tolist() == list(range(FRAMES)), "each frame in its place"
 
 
 # ---------------------------------------------------------------------------------------------- stopped at any moment
@@ -428,7 +429,9 @@ def test_a_cancelled_task_lets_the_session_go(pipe, tmp_path):
             await task
 
     asyncio.run(main())
-    assert len(list(Session.open(tmp_path / "s", pipe).run())) == 2
+    again = Session.open(tmp_path / "s", pipe)
+    list(again.run())
+    assert again.is_done
 
 
 def test_two_sessions_take_turns_on_one_pipeline(pipe, whole, tmp_path):
