@@ -44,6 +44,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from st2v_lib import __version__
+from st2v_lib.bases.separate_unet import separate_unet
 from st2v_lib.checks import Prompt, check_count, check_sampling, prompt_ranges
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.drift_watch import DriftLimits, chunk_look, drift_warnings
@@ -403,7 +404,10 @@ class Session:
         )
         text = encode(plan.prompt_at(self.frames_made))
         if state is None:
-            first = yield from base_steps(models, self.cfg.replace(sampling=numbers), text, null, plan.seed)
+            if self.pipe.base is not None:
+                first = separate_unet(self.pipe, self.header["negative_prompt"])(plan.prompt_at(0), plan.seed)
+            else:
+                first = yield from base_steps(models, self.cfg.replace(sampling=numbers), text, null, plan.seed)
             return first, start_stream(models, first, plan.seed, None, self.carried)
         state = dataclasses.replace(state, seed=plan.seed)
         return (yield from chunk_steps(models, state, text, null, numbers))
@@ -429,7 +433,7 @@ class Session:
             kept = {"frames": full}
             if state.cond.shape[1] > full.shape[1]:  # otherwise it is the end of the frames
                 kept["cond"] = state.cond
-            if index == 0 and state.anchor is not None:
+            if state.anchor is not None and (index == 0 or self.cfg.anchor != "first"):
                 kept |= {"anchor": state.anchor, "null_anchor": state.null_anchor}
             write(f"blocks/{index:06}.safetensors", to_bytes({n: t.cpu().contiguous() for n, t in kept.items()}))
         size = self.cfg.size if enhancer is None else self.cfg.enhancer.size
@@ -489,9 +493,9 @@ class Session:
         chunks = [index for index, record in enumerate(self.records) if record["frames"]]
         if not chunks:
             return None
-        block, first = self._block(chunks[-1]), self._block(0)
+        block = self._block(0) | self._block(chunks[-1])  # tokens of a fixed anchor are with the first chunk
         cond = block.get("cond", block["frames"][:, -self.carried :]).contiguous()
-        tokens = first.get("anchor"), first.get("null_anchor")
+        tokens = block.get("anchor"), block.get("null_anchor")
         return StreamState(self.plan.seed, len(chunks), self.cfg.chunk_frames, cond, *tokens)
 
     def _enhancer(self) -> EnhancerStream | None:

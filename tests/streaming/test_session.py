@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from st2v_lib import session as module
+from st2v_lib.backbone import make_unet
 from st2v_lib.errors import InputError, OutputError, UserError, WeightsError
 from st2v_lib.loading import load
 from st2v_lib.sampling import StepState
@@ -360,6 +361,21 @@ def test_a_branch_whose_past_was_changed_is_refused(pipe, whole, tmp_path):
     shutil.rmtree(tmp_path / "p" / "checkpoints")
     with pytest.raises(SessionError, match="no longer what it branched from"):
         Session.open(tmp_path / "b", pipe)
+
+
+def test_a_moving_anchor_and_a_base_of_its_own_go_on(pipe, tmp_path):
+    """The rival that follows the last frame, and a UNet for stage 1 alone: resumed, the pipeline's frames."""
+    kept = pipe.cfg, pipe.base
+    try:
+        pipe.cfg, pipe.base = kept[0].replace(anchor="last"), make_unet(kept[0].unet).eval()
+        session = Session.create(tmp_path / "s", pipe, PROMPT, 40, SEED, enhance=False)
+        while not session.is_done:
+            next(session.run())
+            session = Session.open(tmp_path / "s", pipe)
+        low = torch.cat(list(pipe.stream(PROMPT, 40, SEED, progress=False)), dim=1)
+        assert torch.equal(session.low_frames(), low)
+    finally:
+        pipe.cfg, pipe.base = kept
 
 
 # -------------------------------------------------------------------------------------- control while it runs, asyncio
