@@ -151,7 +151,8 @@ def test_latents_and_text_stay_once_a_base_is_trained_on_them(tmp_path, small, a
     from safetensors.torch import load_file
 
     out = tmp_path / "weights"
-    read = lambda part: load_file(next((out / part).glob("*.safetensors")))  # noqa: E731
+    file = lambda part: next((out / part).glob("*.safetensors"))  # noqa: E731
+    read = lambda part: {k: v.clone() for k, v in load_file(file(part)).items()}  # noqa: E731  (else a memory map)
     for phase in ("vae", "clip"):
         cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=1)
     scale = lambda: json.loads((out / "vae" / "config.json").read_text())["scaling_factor"]  # noqa: E731
@@ -160,7 +161,7 @@ def test_latents_and_text_stay_once_a_base_is_trained_on_them(tmp_path, small, a
     (out / "unet").mkdir()
     (out / "unet" / "config.json").write_text("{}")
     for phase in ("vae", "clip"):  # resumes a state that trained more than is trained now
-        assert cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=2)["step"] == 3
+        assert cli.train_phase(phase, TINY, out, minutes=5, acc=acc, max_steps=4)["step"] == 5
     changed = {part: {k for k, v in read(part).items() if not v.equal(before[part][k])} for part in before}
     assert changed["vae"] and all(k.startswith(("decoder", "post_quant_conv")) for k in changed["vae"])
     assert all(k.startswith("text_projection") for k in changed["text_encoder"]) and changed["image_encoder"]
