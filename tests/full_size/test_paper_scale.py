@@ -64,7 +64,8 @@ def test_a_row_in_miniature(prompts, tmp_path, random_weights, quick_config, mon
     assert "not comparable" in capsys.readouterr().out
     found = json.loads((tmp_path / "r" / f"{row}.json").read_text())
     assert found["prompts"] == 2 and len(found["videos"]) == 2
-    assert found["mean"]["flow_deviation"] == pytest.approx(np.mean([v["flow_deviation"] for v in found["videos"]]))
+    mean = np.mean([v["flow_deviation"] for v in found["videos"]])
+    assert found["mean"]["flow_deviation"] == pytest.approx(mean, abs=0.01), "result files keep a few digits"
     stamps = [p.stat().st_mtime_ns for p in sorted((tmp_path / "v" / row).glob("*.mp4"))]
     assert len(stamps) == 2 and cli.main(argv) == 0
     assert stamps == [p.stat().st_mtime_ns for p in sorted((tmp_path / "v" / row).glob("*.mp4"))], "made once"
