@@ -79,7 +79,8 @@ notebooks: $(READY)
 	if [ -z "$(NOTEBOOKS)" ]; then echo "notebooks/ holds no notebook yet"; exit 0; fi; \
 	for n in $(NOTEBOOKS); do \
 	  $(OFFLINE) $(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
-	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False "$$n"; \
+	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.store_widget_state=False "$$n"; \
 	  out="build/html/$$(dirname "$${n#notebooks/}")"; mkdir -p "$$out"; \
 	  $(OFFLINE) $(PY) -m nbconvert --to html --output-dir "$$out" "$$n"; \
 	done
