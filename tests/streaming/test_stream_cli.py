@@ -34,6 +34,7 @@ def test_stream_to_the_end(stream, whole, tmp_path, capsys):
     assert printed.out.count("in the video") == 5 and "motion" in printed.out
 
 
+@pytest.mark.slow
 def test_five_real_kills(stream, micro_data, whole, tmp_path):
     """SIGKILL at five moments, each followed by ``--resume``; the mp4 is playable each time, the end is the same."""
     folder, out = tmp_path / "s", tmp_path / "live.mp4"
