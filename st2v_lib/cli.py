@@ -19,7 +19,10 @@ ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
 )  # fmt: skip
 SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
-DRAWINGS = ("floors", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14")
+DRAWINGS = (
+    "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14",
+    "table12",
+)  # fmt: skip
 PAPER_ROWS = (
     "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",
 )  # fmt: skip
@@ -150,6 +153,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help=f"{', '.join(PHASES)}; or an arm of the fair tests: {', '.join(ARMS)}",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="M", help="time budget; always ends in valid files")
+    parser.add_argument("--budget", metavar="P=M,…", help="all: minutes of each phase, vae=1,clip=0.5; the others rest")
     _add_preset(parser)
     _add_device(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where weights and curves go")

@@ -5,12 +5,13 @@ import pytest
 
 from st2v_lib import cli
 from st2v_lib.errors import UserError
-from st2v_lib.evaluation import floors_table, reproduce
+from st2v_lib.evaluation import figures, floors_table, overview, reproduce
 from st2v_lib.evaluation.cli import SUITES
 from st2v_lib.evaluation.reproduce import CAM_COLUMNS
 from st2v_lib.evaluation.results import write_json
 from st2v_lib.evaluation.statistics import Interval
-from st2v_lib.evaluation.tables import groups, show, table
+from st2v_lib.evaluation.table1 import by_training_seed
+from st2v_lib.evaluation.tables import groups, plain, show, table
 
 
 def write(folder, suite, arm, values, seed=0, training=None, frames=80, **more):
@@ -131,6 +132,7 @@ def test_pictures_and_curves_are_drawn(tmp_path):
 def test_the_command_line_names_what_exists(tmp_path, capsys):
     assert set(cli.SUITES) == set(SUITES)
     assert set(cli.DRAWINGS) == set(reproduce.DRAW)
+    assert cli.SUITES == overview.SUITES
     (tmp_path / "file").write_text("")
     assert cli.main(["reproduce", "fig4", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -163,3 +165,73 @@ def test_the_full_run_plans_every_arm_once_and_uses_what_it_trains(tmp_path):
     parsed[0].out.mkdir(parents=True)
     (parsed[0].out / "arm.json").write_text('{"clips": 160}')
     assert full_run.trained_already(commands[0])
+
+
+def test_table1_names_mechanisms_and_rows_without_an_arm(results):
+    text = reproduce.DRAW["table1"](results, "test", results)
+    assert "SEINE: MAWE 718.9" in text and "FreeNoise" in text and "not built here" in text
+    assert "### long: not run" in text and "higher CLIP score than addition: **not run**" in text
+    write(results, "long", "full", {"mawe_code": [1.0] * 9, "scuts": [0.0] * 9}, frames=240)
+    write(results, "long", "last_frame_clip", {"mawe_code": [2.0] * 9, "scuts": [0.0] * 9}, frames=240)
+    text = reproduce.DRAW["table1"](results, "test", results)
+    assert "lower MAWE than last-frame CLIP (SVD, DynamiCrafter-XL, I2VGen-XL): **agrees**" in text
+
+
+def test_the_overview_lists_what_was_run_and_counts_claims(results):
+    text = reproduce.DRAW["overview"](results, "test", results)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["cam", "7", "3", "20", ""] in rows
+    assert any(row[1] == "smoother joints with CAM than without memory" and row[5] == "agrees" for row in rows)
+    assert "2 agrees; 0 does not agree; 1 tie; 13 not run" in text
+
+
+def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):
+    write(results, "cam", "cam_x", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
+    (group,) = plain(groups(results, "cam", "test"))
+    assert group.budget == 4000
+
+
+def test_each_training_seed_can_be_seen_alone(results):
+    (group,) = groups(results, "cam", "test")
+    write(results, "cam", "add_x", {"seam_residual": [0.0] * 20}, training=trained("add_cond", 3))
+    text = by_training_seed(group, ("none", "add_cond", "cam"), CAM_COLUMNS[0], "cam")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "none" not in rows and "spread 0" in rows["cam"]
+    assert "one sign" in rows["add_cond less cam"] and rows["add_cond less cam"].count("+1.00 [") == 3
+    (group,) = groups(results, "cam", "test")
+    text = by_training_seed(group, ("add_cond", "cam"), CAM_COLUMNS[0], "cam")
+    assert "training seed 3" in text and "one sign" in text, "a seed that only one arm has is not compared"
+    assert "not run" in by_training_seed(group, ("none",), CAM_COLUMNS[0], "cam")
+
+
+def test_stability_is_compared_on_the_same_videos_and_seeds_are_averaged_first(tmp_path):
+    for seed in (0, 1):
+        details = [
+            {"frames": [120, 220], "mawe_code": [v + seed, v + seed + 3], "clip_score": [30.0, None],
+             "pattern_error": [0.0, 0.0], "shade_error": [0.0, 0.0]}
+            for v in (1.0, 5.0)
+        ]  # fmt: skip
+        write(tmp_path, "long", "full", {"motion": [1.0, 2.0]}, seed=seed, frames=240, details=details)
+    (group,) = groups(tmp_path, "long", "test")
+    curve = figures.curve_of(group.rows["full"])
+    assert curve[120]["mawe_code"] == {0: 1.5, 1: 5.5}
+    text = figures.changes({"full": curve})
+    assert "220 less 120" in text and "+3.00 [+3.00, +3.00] (worse)" in text and "MAWE +2.59, CLIP -0.66" in text
+
+
+def test_strips_say_what_the_reader_made_of_them(tmp_path):
+    pictures = [{"strip": "a.png"}, {}]
+    values = {"counts": [1.0, 0.0], "returned": [1.0, None], "waiting": [4.0, None], "pattern_kept": [0.0, None]}
+    write(tmp_path, "apm", "apm", values, frames=72, pictures=pictures)
+    (group,) = groups(tmp_path, "apm", "test")
+    text = figures.read_of_strips(group, ("apm", "alpha0"))
+    assert "| apm | 0     | p      | 1      | 1        | 4             | 0            |" in text
+    assert figures.read_of_strips(None, ("apm",)) == ""
+
+
+def test_hyperparameters_are_those_of_the_configs(tmp_path):
+    text = reproduce.DRAW["table12"](tmp_path, "test", tmp_path)
+    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()
+            if line.startswith("|")}  # fmt: skip
+    assert rows["β₀, β_T"] == ["0.0085, 0.012", "0.00085, 0.012 *", "0.00085, 0.012"]
+    assert rows["guidance, text"][1] == "7.5" and rows["pixels, stage 3"][1:] == ["720", "128"]

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from st2v_lib.evaluation.paper import STABILITY
-from st2v_lib.evaluation.statistics import interval
+from st2v_lib.evaluation.statistics import interval, over_runs, paired_difference, verdict
 from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, show
 
 CURVES = {
     "mawe_code": "MAWE (code's formula, native size)", "clip_score": "CLIP score (the small CLIP)",
     "pattern_error": "frames with another pattern", "shade_error": "shade error",
 }  # fmt: skip
+
+Curve = dict[int, dict[str, dict[int, float]]]  # length -> value -> video -> number
 
 
 def stability(results: Path, split: str, out: Path) -> str:
@@ -31,33 +33,52 @@ def stability(results: Path, split: str, out: Path) -> str:
         for arm, curve in curves.items():
             for n, values in curve.items():
                 paper = STABILITY.get(n, ("", ""))
-                cells = [show(interval(values[name])) for name in CURVES]
+                cells = [show(interval(list(values[name].values()))) for name in CURVES]
                 rows.append([arm, str(n), *cells, *(f"{v}" for v in paper)])
         head = ["arm", "first n frames", *CURVES.values(), "paper's MAWE", "paper's CLIP"]
         name = f"stability-{k}.png"
         _plot(curves, group.title, out / name)
-        parts += [f"### {group.title}\n", markdown(head, rows), f"\n![{group.title}]({name})\n"]
+        parts += [f"### {group.title}\n", markdown(head, rows), f"\n![{group.title}]({name})\n", changes(curves)]
     return "\n".join(parts)
 
 
-def curve_of(runs: Sequence[dict[str, Any]]) -> dict[int, dict[str, list[float]]]:
-    """Length -> value -> one number a video of every run."""
-    curve: dict[int, dict[str, list[float]]] = {}
-    for video in (v for r in runs for v in r["videos"]):
-        details = video.get("details", {})
-        for i, n in enumerate(details.get("frames", [])):
-            at = curve.setdefault(n, {name: [] for name in CURVES})
-            for name in CURVES:
-                value = details[name][i]
-                at[name].append(math.nan if value is None else value)
-    return dict(sorted(curve.items()))
+def changes(curves: dict[str, Curve]) -> str:
+    """Each arm's scores at 220 frames and at the full length less those at 120, on the same videos."""
+    rows = []
+    for arm, curve in curves.items():
+        first, last = min(curve), max(curve)
+        for n in dict.fromkeys((min(220, last), last)):
+            if n > first and n in curve:
+                cells = []
+                for name in CURVES:
+                    found = paired_difference(curve[n][name], curve[first][name])
+                    said = verdict(found, 1 if name == "clip_score" else -1)
+                    cells.append(show(found, signed=True) + (f" ({said})" if found.n > 1 else ""))
+                rows.append([arm, f"{n} less {first}", *cells])
+    (mawe, clip), (early_mawe, early_clip) = STABILITY[220], STABILITY[120]
+    theirs = f"In the paper, 220 less 120: MAWE {mawe - early_mawe:+.2f}, CLIP {clip - early_clip:+.2f}.\n"
+    return (markdown(["arm", "frames", *CURVES.values()], rows) + "\n\n" if rows else "") + theirs
 
 
-def _plot(curves: dict[str, dict[int, dict[str, list[float]]]], title: str, path: Path) -> None:
+def curve_of(runs: Sequence[dict[str, Any]]) -> Curve:
+    """Length -> value -> one number a video, the mean over its runs."""
+    found: dict[int, dict[str, list[dict[int, float]]]] = {}
+    for run in runs:
+        for video in run["videos"]:
+            details = video.get("details", {})
+            for i, n in enumerate(details.get("frames", [])):
+                at = found.setdefault(n, {name: [] for name in CURVES})
+                for name in CURVES:
+                    value = details[name][i]
+                    at[name].append({video["index"]: math.nan if value is None else value})
+    return {n: {name: over_runs(values) for name, values in at.items()} for n, at in sorted(found.items())}
+
+
+def _plot(curves: dict[str, Curve], title: str, path: Path) -> None:
     figure, axes = _figure(1, len(CURVES), 3.2, 2.6)
     for axis, (name, label) in zip(axes[0], CURVES.items()):
         for arm, curve in curves.items():
-            found = [interval(at[name]) for at in curve.values()]
+            found = [interval(list(at[name].values())) for at in curve.values()]
             axis.plot(list(curve), [f.mean for f in found], "o-", ms=3, label=arm)
             axis.fill_between(list(curve), [f.low for f in found], [f.high for f in found], alpha=0.2)
         axis.set(title=label, xlabel="first n frames")
@@ -81,7 +102,22 @@ def fig12(results: Path, split: str, out: Path) -> str:
 def fig14(results: Path, split: str, out: Path) -> str:
     """Frames of a hidden-sprite case with APM, without, and as it should be."""
     names = ("rendering", "apm", "with", "apm_null", "alpha0")
-    return _pictures("fig14", "apm", {name: (name, "strip") for name in names}, results, split, out, wide=True)
+    text = _pictures("fig14", "apm", {name: (name, "strip") for name in names}, results, split, out, wide=True)
+    return text + read_of_strips(max(groups(results, "apm", split), key=lambda g: len(g.rows), default=None), names)
+
+
+def read_of_strips(group: Group | None, arms: Sequence[str]) -> str:
+    """What the reader made of each strip of Fig. 14: does the case count, did the sprite return, as itself?"""
+    rows = []
+    for arm in arms if group else ():
+        for run in group.rows.get(arm, []):
+            for video in run["videos"]:
+                if "strip" in video.get("pictures", {}):
+                    v = [video["values"].get(name) for name in ("counts", "returned", "waiting", "pattern_kept")]
+                    said = ["–" if x is None else f"{x:g}" for x in v]
+                    rows.append([arm, str(video["index"]), video["prompt"], *said])
+    head = ["arm", "video", "prompt", "counts", "returned", "frames waited", "pattern kept"]
+    return f"\n{markdown(head, rows)}\n\n1 is yes, 0 is no; a case that does not count says nothing.\n" if rows else ""
 
 
 def _pictures(

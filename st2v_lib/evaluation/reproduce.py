@@ -12,7 +12,10 @@ from pathlib import Path
 
 from st2v_lib.errors import OutputError
 from st2v_lib.evaluation import figures, floors_table, paper
-from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, table
+from st2v_lib.evaluation.hyperparameters import table12
+from st2v_lib.evaluation.overview import overview
+from st2v_lib.evaluation.table1 import table1
+from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, not_run, table
 from st2v_lib.manifest import data_dir
 
 CAM_COLUMNS = (
@@ -62,7 +65,7 @@ def tables_of(
     for suite, (arms, reference) in suites.items():
         found = groups(results, suite, split)
         if not found:
-            parts.append(f"### {suite}: not run\n\n`st2v evaluate {suite} --split {split}`\n")
+            parts.append(not_run(suite, split, arms, columns, beside))
         for group in found:
             parts.append(table(group, arms, columns, beside, reference))
             if suite == what.removeprefix("table-") and what in paper.CLAIMS:
@@ -102,6 +105,7 @@ def table_blending(results: Path, split: str, out: Path) -> str:
 
 
 DRAW: dict[str, Callable[[Path, str, Path], str]] = {
-    "floors": floors_table.floors, "table-cam": table_cam, "table-apm": table_apm, "table-blending": table_blending,
-    "stability": figures.stability, "fig4": figures.fig4, "fig12": figures.fig12, "fig14": figures.fig14,
+    "overview": overview, "floors": floors_table.floors, "table1": table1, "table-cam": table_cam,
+    "table-apm": table_apm, "table-blending": table_blending, "stability": figures.stability, "fig4": figures.fig4,
+    "fig12": figures.fig12, "fig14": figures.fig14, "table12": table12,
 }  # fmt: skip

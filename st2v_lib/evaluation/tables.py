@@ -86,6 +86,16 @@ def _budget(result: Mapping[str, Any]) -> int:
     return training.get("clips_asked") or training["clips"]
 
 
+def plain(found: Sequence[Group]) -> list[Group]:
+    """The groups that headline claims are about: one sprite at the world's speed, the largest training budget."""
+    kept = {}
+    for group in found:  # sorted by budget within a kind
+        options = next(iter(group.rows.values()))[0]["identity"]["options"]
+        if (options["sprites"], options["speed"]) == (1, "world"):
+            kept[group.kind] = group
+    return list(kept.values())
+
+
 def table(
     group: Group, arms: Sequence[str], columns: Sequence[Column], paper: Mapping[str, str], reference: str | None = None
 ) -> str:
@@ -99,7 +109,7 @@ def table(
         reference: arm that the others are compared with on the same videos; ``None`` for no second table.
     """
     arms = [*arms, *(a for a in group.rows if a not in arms)]
-    head = ["arm", "videos", "seeds", *(c.title + {1: " ↑", -1: " ↓", 0: ""}[c.better] for c in columns), "paper"]
+    head = _head(columns)
     lines = []
     for arm in arms:
         runs = group.rows.get(arm, [])
@@ -128,6 +138,17 @@ def table(
     return text
 
 
+def not_run(suite: str, split: str, arms: Sequence[str], columns: Sequence[Column], paper: Mapping[str, str]) -> str:
+    """A suite's table before there are results: the rows to come, the paper's numbers, and the command."""
+    rows = [[arm, "", "", *[NOT_RUN] * len(columns), str(paper.get(arm, ""))] for arm in arms]
+    text = f"### {suite}: not run\n\n`st2v evaluate {suite} --split {split}`\n"
+    return text + (f"\n{markdown(_head(columns), rows)}\n" if rows else "")
+
+
+def _head(columns: Sequence[Column]) -> list[str]:
+    return ["arm", "videos", "seeds", *(c.title + {1: " ↑", -1: " ↓", 0: ""}[c.better] for c in columns), "paper"]
+
+
 def learning_curve(found: Sequence[Group], column: Column) -> str:
     """One value of every trained arm by its budget in clips; empty with fewer than two budgets."""
     text = ""
@@ -145,15 +166,18 @@ def learning_curve(found: Sequence[Group], column: Column) -> str:
     return text
 
 
+def judge(group: Group, claim: Claim) -> tuple[str, Interval]:
+    """Does the claim hold here (``"agrees"``, ``"does not agree"``, ``"tie"``, ``"not run"``), and ``a`` less ``b``."""
+    found = paired_difference(group.values(claim.a, claim.value), group.values(claim.b, claim.value))
+    said = {"better": "agrees", "worse": "does not agree", "tie": "tie", "too few": NOT_RUN}
+    return said[verdict(found, claim.better)], found
+
+
 def claims_text(group: Group, claims: Sequence[Claim]) -> str:
     """The paper's claims against this group, one line each."""
     lines = []
     for claim in claims:
-        a, b = (group.values(arm, claim.value) for arm in (claim.a, claim.b))
-        found = paired_difference(a, b)
-        said = {"better": "agrees", "worse": "does not agree", "tie": "tie", "too few": NOT_RUN}[
-            verdict(found, claim.better)
-        ]
+        said, found = judge(group, claim)
         difference = "" if said == NOT_RUN else f": {claim.value} {claim.a} less {claim.b} {show(found, signed=True)}"
         lines.append(f"* {claim.text}: **{said}**{difference}")
     return "\n".join(lines) + "\n"
