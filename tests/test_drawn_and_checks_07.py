@@ -41,11 +41,11 @@ def test_the_dialect_of_the_drawings_becomes_html():
     asked = []
     page = shown(TEXT, lambda name: asked.append(name) or b"bytes")._repr_html_()
     assert "<h4>a &amp; b</h4>" in page and "<h5>first</h5>" in page
-    assert page.count("<tr>") == 2 and page.count("<th ") == 2 and "---" not in page
+    assert page.count("<tr>") == 2 and page.count("<th>") == 2 and "---" not in page
     assert "<ul><li>fewer: <b>agrees</b></li><li>more: <b>tie</b></li></ul>" in page
     assert "<p>A line of <code>code &lt; 1</code>.</p>" in page
     assert asked == ["x.png"] and 'src="data:image/png;base64,' in page
-    assert repr(shown(TEXT)) == TEXT
+    assert shown(TEXT).text == TEXT and repr(shown(TEXT)).startswith("## a & b (")
 
 
 def test_pictures_fit():

@@ -10,8 +10,8 @@ from st2v_lib.evaluation.cli import SUITES
 from st2v_lib.evaluation.reproduce import CAM_COLUMNS
 from st2v_lib.evaluation.results import write_json
 from st2v_lib.evaluation.statistics import Interval
-from st2v_lib.evaluation.table1 import by_training_seed
 from st2v_lib.evaluation.tables import groups, plain, show, table
+from st2v_lib.evaluation.training_seeds import by_training_seed, signs
 
 
 def write(folder, suite, arm, values, seed=0, training=None, frames=80, **more):
@@ -181,7 +181,9 @@ def test_the_overview_lists_what_was_run_and_counts_claims(results):
     text = reproduce.DRAW["overview"](results, "test", results)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert ["cam", "7", "3", "20", ""] in rows
-    assert any(row[1] == "smoother joints with CAM than without memory" and row[5] == "agrees" for row in rows)
+    assert any(
+        row[1] == "smoother joints with CAM than without memory" and row[5:] == ["agrees", "3 of 3"] for row in rows
+    )
     assert "2 agrees; 0 does not agree; 1 tie; 13 not run" in text
 
 
@@ -193,14 +195,16 @@ def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):
 
 def test_each_training_seed_can_be_seen_alone(results):
     (group,) = groups(results, "cam", "test")
-    write(results, "cam", "add_x", {"seam_residual": [0.0] * 20}, training=trained("add_cond", 3))
     text = by_training_seed(group, ("none", "add_cond", "cam"), CAM_COLUMNS[0], "cam")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "none" not in rows and "spread 0" in rows["cam"]
-    assert "one sign" in rows["add_cond less cam"] and rows["add_cond less cam"].count("+1.00 [") == 3
+    assert "one sign in 3 of 3" in rows["add_cond less cam"] and rows["add_cond less cam"].count("+1.00 [") == 3
+    assert signs(group, "cam", "none", "seam_residual") == "3 of 3", "an arm without training stands beside each seed"
+    assert signs(group, "none", "none", "seam_residual") == ""
+    write(results, "cam", "add_x", {"seam_residual": [0.0] * 20}, training=trained("add_cond", 3))
     (group,) = groups(results, "cam", "test")
     text = by_training_seed(group, ("add_cond", "cam"), CAM_COLUMNS[0], "cam")
-    assert "training seed 3" in text and "one sign" in text, "a seed that only one arm has is not compared"
+    assert "training seed 3" in text and "one sign in 3 of 3" in text, "a seed that only one arm has is not compared"
     assert "not run" in by_training_seed(group, ("none",), CAM_COLUMNS[0], "cam")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from st2v_lib.evaluation import paper
 from st2v_lib.evaluation.results import read_results
 from st2v_lib.evaluation.tables import NOT_RUN, arm_of, groups, judge, markdown, plain, show
+from st2v_lib.evaluation.training_seeds import signs
 
 SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
 CLAIMS = (  # where in the paper, suite, claims
@@ -50,7 +51,8 @@ def claims(results: Path, split: str) -> str:
                 count[said] += 1
                 number = "" if said == NOT_RUN else f"{show(difference, signed=True)}, {difference.n} videos"
                 what = f"{claim.value}: {claim.a} less {claim.b}"
-                rows.append([where, claim.text, what, group.title if group else suite, number, said])
+                same = signs(group, claim.a, claim.b, claim.value) if group else ""
+                rows.append([where, claim.text, what, group.title if group else suite, number, said, same])
     total = "; ".join(f"{n} {said}" for said, n in count.items())
-    head = ["paper", "claim", "tested as", "where", "difference", "says"]
+    head = ["paper", "claim", "tested as", "where", "difference", "says", "training seeds of one sign"]
     return f"{markdown(head, rows)}\n\nOf {len(rows)}: {total}.\n"

@@ -17,12 +17,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-PICTURE_BYTES = 45_000
-CELL = "padding:2px 8px;text-align:left;white-space:nowrap"
+PICTURE_BYTES = 32_000
 
 
 class Drawn:
-    """Markdown that a notebook shows as HTML; ``text`` is the Markdown."""
+    """Markdown that a notebook shows as HTML; ``text`` is the Markdown, of which plain text keeps the first line."""
 
     def __init__(self, text: str, page: str):
         self.text, self.page = text, page
@@ -31,7 +30,8 @@ class Drawn:
         return self.page
 
     def __repr__(self) -> str:
-        return self.text
+        lines = self.text.strip().splitlines()
+        return f"{lines[0] if lines else ''} ({len(lines)} lines, shown as HTML)"
 
 
 def drawn(what: str, results: Path, split: str = "test", limit: int = PICTURE_BYTES) -> Drawn:
@@ -100,7 +100,7 @@ def _table(lines: list[str]) -> str:
     page = []
     for i, row in enumerate(rows):
         tag = "td" if i else "th"
-        page.append("<tr>" + "".join(f'<{tag} style="{CELL}">{_inline(cell)}</{tag}>' for cell in row) + "</tr>")
+        page.append("<tr>" + "".join(f"<{tag}>{_inline(cell)}</{tag}>" for cell in row) + "</tr>")
     return f"<table>{''.join(page)}</table>"
 
 
