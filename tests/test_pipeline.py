@@ -95,7 +95,11 @@ def test_save_and_load_make_the_same_video(pipe, long, tmp_path):
     again = StreamingT2VPipeline.from_pretrained(tmp_path)
     assert again.cfg == pipe.cfg and type(again.scheduler) is type(pipe.scheduler)
     out = again(PROMPT, num_frames=24, seed=3, enhance=False, progress=False)
-    assert torch.equal(out.low_res, long.low_res[:, :24])
+    for name in ("unet", "vae", "cam", "apm", "text_encoder", "image_encoder", "enhancer"):
+        before, after = getattr(pipe, name).state_dict(), getattr(again, name).state_dict()
+        assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items()), name
+    # weights in other places of the memory may be multiplied by other kernels, which round otherwise
+    torch.testing.assert_close(out.low_res, long.low_res[:, :24], rtol=0, atol=1e-4)
 
 
 def test_the_written_index_is_what_diffusers_saves(random_weights, quick_config, pipe, tmp_path):

@@ -22,7 +22,7 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.cam import BATCH, seen_frames
-from st2v_lib.training.data import FRESH, PREFILL, SEGMENT, Captioner, Pool
+from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
@@ -87,21 +87,17 @@ def make_batch(
     batch_scale: float = 1.0,
 ):
     """Batch number ``n`` of segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
-    captions, pools = Captioner(), {}
+    captions, pools = Captioner(), growing_pool(seed, 2, batch_scale, vae=vae, returning=RETURNING)
     chunk, keep = cfg.chunk_frames, cfg.cam.num_cond_frames
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"apm/{seed}/{rank}/{n}")
-        if rank not in pools:
-            pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 2, rank=rank, returning=RETURNING)
-            pools[rank].grow(PREFILL)
-        pool = pools[rank]
-        pool.grow(FRESH)
+        pool = pools(rank, n)
         first = SEGMENT - chunk
         latents, mask, scenes, starts, picks = pool.draw(rng, max(1, round(BATCH * batch_scale)), chunk, start=first)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
-        at = [_anchor_frame(pool.masks[i][:chunk], rng) for i in picks]
-        anchor_latents = torch.stack([pool.latents[i][:, a : a + 1] for i, a in zip(picks, at)]).float()
+        at = [_anchor_frame(pool.areas[i, :chunk].tolist(), rng) for i in picks]
+        anchor_latents = pool.take("latents", picks, at, 1)
         anchor_starts = [s - first + a for s, a in zip(starts, at)]
         anchor = seen_frames(vae, anchor_latents, scenes, anchor_starts, rng)[:, 0]
         ids = captions(scenes, rng, 0.0)
@@ -117,8 +113,7 @@ def make_batch(
     return batch
 
 
-def _anchor_frame(masks: torch.Tensor, rng: random.Random) -> int:
+def _anchor_frame(areas: list[float], rng: random.Random) -> int:
     """A random frame in which the sprite is seen well, if there is one (inference anchors frame 0 of such a chunk)."""
-    area = masks.float().sum((-1, -2))
-    good = [i for i, a in enumerate(area.tolist()) if a >= 0.9 * float(area.max()) and a > 0]
-    return rng.choice(good) if good else rng.randrange(len(area))
+    good = [i for i, a in enumerate(areas) if a >= 0.9 * max(areas) and a > 0]
+    return rng.choice(good) if good else rng.randrange(len(areas))

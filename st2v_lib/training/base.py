@@ -21,13 +21,14 @@ from transformers import CLIPTextModelWithProjection
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.config import StreamingT2VConfig, UNetConfig
 from st2v_lib.sampling import make_scheduler
-from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool, single_frames
+from st2v_lib.training.data import Captioner, growing_pool
 from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
-TURNS = ((16, 8), (1, 64))  # frames and batch size of the steps, in turn
-IMAGES, IMAGE_REUSE, IMAGE_POOL = 128, 4, 65536  # images a step, times each is used on average, images kept
+TURNS = ((16, 8), (16, 8), (16, 8), (1, 64))  # frames and batch size of the steps, in turn
+IMAGES, IMAGE_PREFILL = 128, 1536  # images a step, and those made before the first
+STILLS = 131072  # images kept
 
 
 def make_image_unet(config: UNetConfig) -> UNet2DConditionModel:
@@ -79,17 +80,14 @@ class ImageStep(nn.Module):
 
 
 def make_image_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
-    """Batch number ``n`` of single frames, from a pool in which each is used :data:`IMAGE_REUSE` times on average."""
-    captions, pool, count = Captioner(), [], max(1, round(IMAGES * batch_scale))
+    """Batch number ``n`` of single frames, from a pool in which each is used sixteen times on average."""
+    captions, count = Captioner(), max(1, round(IMAGES * batch_scale))
+    stills = growing_pool(seed, 3, batch_scale, IMAGE_PREFILL, vae=vae, segment=1, capacity=STILLS)
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"image/{seed}/{rank}/{n}")
-        latents, mask, scenes = single_frames(vae, rng, max(1, count // IMAGE_REUSE) if pool else 4 * count)
-        pool.extend(zip(latents.half(), mask.half(), scenes))
-        del pool[:-IMAGE_POOL]
-        latents, mask, scenes = zip(*(pool[rng.randrange(len(pool))] for _ in range(count)))
-        ids = captions(list(scenes), rng, TEXT_DROPOUT)
-        return {"latents": torch.stack(latents).float(), "mask": torch.stack(mask).float(), "ids": ids}
+        latents, mask, scenes, _, _ = stills(rank, n).draw(rng, count, 1)
+        return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 
     return batch
 
@@ -114,20 +112,17 @@ class BaseStep(nn.Module):
 
 def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n``: clips and single frames in turn; ``batch_scale`` multiplies their number."""
-    captions, pools = Captioner(), {}
+    captions = Captioner()
+    clips = growing_pool(seed, 0, batch_scale, vae=vae)
+    stills = growing_pool(seed, 3, batch_scale, IMAGE_PREFILL // 2, vae=vae, segment=1, capacity=STILLS)
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"base/{seed}/{rank}/{n}")
         frames, count = TURNS[n % len(TURNS)]
-        count = max(1, round(count * batch_scale))
-        if frames == 1:
-            latents, mask, scenes = single_frames(vae, rng, count)
-        else:
-            if rank not in pools:
-                pools[rank] = Pool(vae, seed=seed * 1_000_003 + n, rank=rank)
-                pools[rank].grow(PREFILL)
-            pools[rank].grow(FRESH)
-            latents, mask, scenes, _, _ = pools[rank].draw(rng, count, frames, in_sight=IN_SIGHT)
+        pool = clips(rank, n), stills(rank, n)
+        latents, mask, scenes, _, _ = pool[frames == 1].draw(
+            rng, max(1, round(count * batch_scale)), frames, in_sight=IN_SIGHT if frames > 1 else 0.0
+        )
         return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 
     return batch

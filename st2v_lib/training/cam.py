@@ -1,7 +1,7 @@
 """Phase 1 of the memories: CAM's extractor and injectors learn, the base stays frozen (paper §4.1, appendix §10).
 
 The condition is the clean version of the first 8 of the 16 frames being denoised, exactly the alignment of inference.
-In half of the clips it passes the VAE once, as every hand-over between chunks does.
+In half of the clips it passes the VAE once, as every hand-over between chunks does, its latents a little noisy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.common import fast_math
-from st2v_lib.training.data import FRESH, PREFILL, Captioner, Pool
+from st2v_lib.training.data import Captioner, growing_pool
 from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 from st2v_lib.world.render import render
 
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
+TRIP_NOISE = 0.15  # largest deviation of the noise such latents get: at inference they are generated, not true
 BATCH = 8
 
 
@@ -52,7 +53,7 @@ class CamStep(nn.Module):
 
 @torch.no_grad()
 def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts, rng: random.Random) -> torch.Tensor:
-    """Frames in pixels, each clip either as rendered or as the VAE gives it back.
+    """Frames in pixels, each clip either as rendered or as the VAE gives its slightly noisy latents back.
 
     Args:
         latents: of the wanted frames, ``(b, c, n, h, w)``.
@@ -70,23 +71,23 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
     if clean:
         out[clean] = render([scenes[i] for i in clean], n, [starts[i] for i in clean], size, device)
     if trips:
+        generator = torch.Generator(device).manual_seed(rng.randrange(2**31))
+        taken = latents[trips].to(device)
+        level = torch.rand(len(trips), 1, 1, 1, 1, generator=generator, device=device) * TRIP_NOISE
+        taken = taken + level * torch.randn(taken.shape, generator=generator, device=device)
         with fast_math(device):
-            out[trips] = decode_latents(vae, latents[trips].to(device), batch_size=64).float()
+            out[trips] = decode_latents(vae, taken, batch_size=64 if device.type == "cpu" else 2048).float()
     return out
 
 
 def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n`` of clips with their conditioning frames."""
-    captions, pools = Captioner(), {}
+    captions, pool = Captioner(), growing_pool(seed, 1, batch_scale, vae=vae)
     keep, count = cfg.cam.num_cond_frames, max(1, round(BATCH * batch_scale))
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"cam/{seed}/{rank}/{n}")
-        if rank not in pools:
-            pools[rank] = Pool(vae, seed=seed * 1_000_003 + n + 1, rank=rank)
-            pools[rank].grow(PREFILL)
-        pools[rank].grow(FRESH)
-        latents, mask, scenes, starts, _ = pools[rank].draw(rng, count, cfg.chunk_frames)
+        latents, mask, scenes, starts, _ = pool(rank, n).draw(rng, count, cfg.chunk_frames)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
         return {"latents": latents, "mask": mask, "cond": cond, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 

@@ -48,16 +48,37 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for and there is none here; choose --device cpu")
     out = Path(args.out or "runs/tiny")
-    phases = PHASES if args.phase == "all" else (args.phase,)
     acc = common.accelerator(args.device)
     if args.source or args.clips is not None or args.phase not in (*PHASES, "all"):
         return rivals.run(args, cfg, acc)
-    for phase in phases:
-        share = SHARES[phase] if args.phase == "all" else 1.0
-        options = {} if phase in ("vae", "clip", "reader") else {"batch_scale": args.batch_scale}
+    for phase, budget in budgets(args.budget, args.phase, minutes).items():
+        options = {} if phase == "reader" else {"batch_scale": args.batch_scale}
         options |= {"compiled": args.compile, "seed": args.seed}
-        train_phase(phase, cfg, out, minutes * share, acc, resume=args.resume, **options)
+        train_phase(phase, cfg, out, budget, acc, resume=args.resume, **options)
     return 0
+
+
+def budgets(text: str | None, phase: str, minutes: float) -> dict[str, float]:
+    """Minutes of each phase to be trained.
+
+    Args:
+        text: of ``--budget``, ``"image=1,base=2.5"``: these phases alone, in their order; for ``phase="all"`` only.
+        phase, minutes: one phase and its budget, or ``"all"`` and the sum of all.
+
+    Raises:
+        UserError: for a text that names no phase, or minutes that are no positive number.
+    """
+    if text is None:
+        return {phase: minutes} if phase != "all" else {p: minutes * share for p, share in SHARES.items()}
+    if phase != "all":
+        raise UserError(f"--budget is for `train all`; for {phase} alone give --minutes")
+    try:
+        asked = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        asked = {}
+    if not asked or not set(asked) <= set(PHASES) or not all(0 < m < float("inf") for m in asked.values()):
+        raise UserError(f"--budget takes phases with minutes, like image=1,base=2.5; phases: {', '.join(PHASES)}")
+    return {p: asked[p] for p in PHASES if p in asked}
 
 
 def train_phase(
@@ -173,7 +194,7 @@ def _prepare(
             model.quant_conv.requires_grad_(False)
         return (
             vae.VaeStep(model),
-            vae.make_batch(seed),
+            vae.make_batch(seed, device=acc.device, **options),
             fit(1e-3, decay=0.5),
             lambda: vae.finish(model, out / "vae"),
             None,
@@ -184,7 +205,8 @@ def _prepare(
             clip.restore(model, out)
         if (out / "unet" / "config.json").exists():  # a base was trained on these text tokens: they may not change
             model.text_model.requires_grad_(False)
-        return clip.ClipStep(model), clip.make_batch(seed), fit(1e-3, decay=0.4), lambda: clip.finish(model, out), None
+        batches = clip.make_batch(seed, device=acc.device, **options)
+        return clip.ClipStep(model), batches, fit(1e-3, decay=0.4), lambda: clip.finish(model, out), None
 
     frozen = load(PatchedAutoencoderKL, out, "vae", acc.device).requires_grad_(False).eval()
     text = load(CLIPTextModelWithProjection, out, "text_encoder", acc.device)

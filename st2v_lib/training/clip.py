@@ -34,6 +34,7 @@ from st2v_lib.world.scene import MOTIONS, PATTERNS, SHAPES, SIZE_RANGE, Scene, S
 
 GROUP = 8
 BATCH = 128
+KEPT = 8192  # pairs of each kind
 
 
 def make_clip(cfg: ClipConfig) -> CLIPModel:
@@ -137,8 +138,10 @@ def _siblings(rng: random.Random) -> tuple[list[Scene], list[int]]:
 GROUPS = {"siblings": _siblings, "twins": _twins, "relatives": _relatives}
 
 
-def clip_batch(rng: random.Random, tokenizer, count: int, kind: str) -> dict[str, torch.Tensor]:
-    """Frames with captions: ``frames (n, 3, 64, 64)`` in [-1, 1] and ``ids (n, 24)``.
+def clip_batch(
+    rng: random.Random, tokenizer, count: int, kind: str, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Frames with captions: ``frames (n, 3, 64, 64)`` in [-1, 1] and ``ids (n, 24)`` on the device.
 
     Args:
         kind: ``"siblings"``, ``"twins"``, ``"relatives"``, ``"strangers"`` (all dense captions) or ``"sparse"``.
@@ -152,27 +155,49 @@ def clip_batch(rng: random.Random, tokenizer, count: int, kind: str) -> dict[str
     else:
         scenes = [sample_scene(rng.randrange(2**31), i) for i in range(count)]
         starts = [rng.randrange(400) for _ in scenes]
-    video, truth = render(scenes, 1, starts, truth="masks")
+    video, truth = render(scenes, 1, starts, device=device, truth="masks")
     if kind == "sparse":
         texts = [sparse_caption(s, rng.randrange(99)) for s in scenes]
     else:
         leave_out = rng if kind not in ("twins", "siblings") else None  # a twin without its words could be any of them
-        texts = [dense_caption(s, truth.position[i, 0], truth.visible[i, 0], leave_out) for i, s in enumerate(scenes)]
-    return {"frames": video[:, 0], "ids": tokenize(tokenizer, texts)}
+        position, visible = truth.position[:, 0].tolist(), truth.visible[:, 0].tolist()
+        texts = [dense_caption(s, position[i], visible[i], leave_out) for i, s in enumerate(scenes)]
+    return {"frames": video[:, 0], "ids": tokenize(tokenizer, texts).to(device)}
 
 
 KINDS = ("siblings", "twins", "siblings", "relatives", "siblings", "strangers", "siblings", "sparse")
 
 
-def make_batch(seed: int):
+class PairPool:
+    """Pairs of one kind kept for reuse, in runs of :data:`GROUP`; drawing and naming them costs more than a step."""
+
+    def __init__(self, kind: str, tokenizer, device: torch.device | str):
+        self.kind, self.tokenizer, self.device, self.made = kind, tokenizer, device, 0
+        self.frames = torch.empty(KEPT, 3, 64, 64, dtype=torch.float16, device=device)
+        self.ids = torch.empty(KEPT, TEXT_LEN, dtype=torch.long, device=device)
+
+    def draw(self, rng: random.Random, count: int) -> dict[str, torch.Tensor]:
+        """``count`` pairs of the pool, a quarter as many new ones having joined it."""
+        fresh = count // 4 // GROUP * GROUP if self.made else count
+        new = clip_batch(rng, self.tokenizer, max(GROUP, fresh), self.kind, self.device)
+        slots = [(self.made + i) % KEPT for i in range(len(new["ids"]))]
+        self.frames[slots], self.ids[slots] = new["frames"].half(), new["ids"]
+        self.made += len(slots)
+        runs = rng.sample(range(min(self.made, KEPT) // GROUP), count // GROUP)
+        picks = [GROUP * r + i for r in runs for i in range(GROUP)]
+        return {"frames": self.frames[picks].float(), "ids": self.ids[picks]}
+
+
+def make_batch(seed: int, batch_scale: float = 1.0, device: torch.device | str = "cpu"):
     """Batch number ``n``, of the kinds in turn."""
-    tokenizer = make_tokenizer()
+    tokenizer, count = make_tokenizer(), max(1, round(BATCH * batch_scale / GROUP)) * GROUP
+    pools = {kind: PairPool(kind, tokenizer, device) for kind in dict.fromkeys(KINDS)}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"clip/{seed}/{rank}/{n}")
-        out = clip_batch(rng, tokenizer, BATCH, KINDS[n % len(KINDS)])
-        noise = torch.Generator().manual_seed(rng.randrange(2**31))
-        out["frames"] = out["frames"] + 0.03 * torch.randn(out["frames"].shape, generator=noise)
+        out = pools[KINDS[n % len(KINDS)]].draw(rng, count)
+        noise = torch.Generator(device).manual_seed(rng.randrange(2**31))
+        out["frames"] += 0.03 * torch.randn(out["frames"].shape, generator=noise, device=device)
         return out
 
     return batch

@@ -1,6 +1,6 @@
 """Training clips of the sprite world as latents, made on the fly and kept for reuse.
 
-Each scene is rendered and encoded once, as a segment of 32 frames. A few new segments join the pool at each step; a
+Each scene is rendered and encoded once, as a segment of 32 frames. New segments join the pool at every 16th step; a
 batch draws windows from all of it, so the pool's size, not the epoch, sets how often a scene is seen.
 """
 
@@ -13,36 +13,51 @@ import torch
 import torch.nn.functional as F
 
 from st2v_lib.backbone import PatchedAutoencoderKL, encode_frames
+from st2v_lib.enhancer import upscale
 from st2v_lib.training.common import fast_math
 from st2v_lib.world.captions import make_tokenizer, sparse_caption, tokenize
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import HIDING_MOTIONS, Scene, sample_scene
 
 SEGMENT = 32
-PREFILL, FRESH = 192, 1  # segments made before the first step, and at each step
+PREFILL, FRESH, EVERY = 192, 1 / 12, 16  # segments made before the first step; the share made again at every 16th
+AT_ONCE = 2**23  # pixels drawn together
 
 
-def returns(seen: torch.Tensor) -> bool:
-    """Is a sprite of these visible shares, ``(32,)``, seen before frame 16, hidden to frame 23 and back after?"""
-    return bool(seen[:16].max() > 0.7 and seen[16:24].max() == 0 and seen[24:].max() > 0.3)
+def returns(seen: torch.Tensor) -> torch.Tensor:
+    """Is a sprite of these visible shares, ``(..., 32)``, seen before frame 16, hidden to frame 23 and back after?"""
+    before, hidden, after = (part.amax(-1) for part in seen.split((16, 8, 8), dim=-1))
+    return (before > 0.7) & (hidden == 0) & (after > 0.3)
 
 
-def draw_scene(rng: random.Random, returning: float = 0.0) -> tuple[Scene, int]:
-    """A training scene and the frame its segment starts at.
+def draw_scenes(
+    rng: random.Random, count: int, returning: float = 0.0, device: torch.device | str = "cpu"
+) -> list[tuple[Scene, int]]:
+    """Training scenes, each with the frame its segment starts at.
 
     Args:
         returning: share of segments in which the sprite is seen in frames 0–15, hidden in 16–23 and back in 24–31
             (the case that only a long-term memory can continue).
+        device: where such segments are looked for.
     """
-    for _ in range(4 if rng.random() < returning else 0):
-        scene = sample_scene(rng.randrange(2**31), 0, motion=rng.choice(HIDING_MOTIONS), num_sprites=1)
-        origin = rng.randrange(100)
-        _, truth = render(scene, 128, origin, 16, truth="masks")
-        seen = truth.visible[0, :, 0]
-        fits = [t for t in range(128 - SEGMENT) if returns(seen[t : t + SEGMENT])]
-        if fits:
-            return scene, origin + rng.choice(fits)
-    return sample_scene(rng.randrange(2**31), 0), rng.randrange(400)
+    drawn = [(sample_scene(rng.randrange(2**31), 0), rng.randrange(400)) for _ in range(count)]
+    wanted = [i for i in range(count) if rng.random() < returning]
+    for _ in range(4):
+        missed = []
+        for part in (wanted[k : k + 256] for k in range(0, len(wanted), 256)):
+            scenes = [
+                sample_scene(rng.randrange(2**31), 0, motion=rng.choice(HIDING_MOTIONS), num_sprites=1) for _ in part
+            ]
+            origins = [rng.randrange(100) for _ in part]
+            _, truth = render(scenes, 128, origins, 16, device, truth="masks")
+            fits = returns(truth.visible[:, :, 0].unfold(1, SEGMENT, 1)).cpu()
+            for i, scene, origin, fit in zip(part, scenes, origins, fits):
+                if fit.any():
+                    drawn[i] = scene, origin + rng.choice(fit.nonzero()[:, 0].tolist())
+                else:
+                    missed.append(i)
+        wanted = missed
+    return drawn
 
 
 def latent_mask(instances: torch.Tensor, cells: int) -> torch.Tensor:
@@ -53,13 +68,19 @@ def latent_mask(instances: torch.Tensor, cells: int) -> torch.Tensor:
 
 @dataclass
 class Pool:
-    """Segments of scenes as latents ``(c, 32, h, w)`` with masks ``(32, h, w)``, in fp16.
+    """Segments of scenes as latents ``(n, frames, c, h, w)`` with masks ``(n, frames, h, w)``, in fp16.
+
+    They stay on the VAE's device, and so do the batches drawn from them.
 
     Attributes:
         vae: encodes; frozen.
         seed: with the rank, decides which scenes come.
         capacity: segments kept; the oldest is replaced.
-        returning: see :func:`draw_scene`.
+        returning: see :func:`draw_scenes`.
+        segment: frames of each.
+        size: pixels along a side.
+        enlarged: keep the latents of the enlarged half-size frames too, in ``inputs``: what the enhancer is given.
+        areas, peaks: of each frame's mask, sum and maximum over its cells, ``(n, frames)`` on the CPU.
     """
 
     vae: PatchedAutoencoderKL
@@ -67,28 +88,54 @@ class Pool:
     rank: int = 0
     capacity: int = 16384
     returning: float = 0.0
+    segment: int = SEGMENT
+    size: int = 64
+    enlarged: bool = False
     scenes: list[tuple[Scene, int]] = field(default_factory=list)
-    latents: list[torch.Tensor] = field(default_factory=list)
-    masks: list[torch.Tensor] = field(default_factory=list)
+    latents: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+    areas: torch.Tensor | None = None
+    peaks: torch.Tensor | None = None
     made: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where segments are made and kept."""
+        return next(self.vae.parameters()).device
 
     @torch.no_grad()
     def grow(self, count: int) -> None:
         """Renders and encodes ``count`` new segments."""
         rng = random.Random(f"pool/{self.seed}/{self.rank}/{self.made}")
-        drawn = [draw_scene(rng, self.returning) for _ in range(count)]
-        device = next(self.vae.parameters()).device
-        video, truth = render([s for s, _ in drawn], SEGMENT, [t for _, t in drawn], device=device, truth="masks")
-        with fast_math(device):
-            latents = encode_frames(self.vae, video, batch_size=64).half().cpu()
-        masks = latent_mask(truth.instances, latents.shape[-1]).half().cpu()
-        for new in zip(drawn, latents, masks):
-            for kept, item in zip((self.scenes, self.latents, self.masks), new):
-                if len(kept) < self.capacity:
-                    kept.append(item)
-                else:
-                    kept[self.made % self.capacity] = item
-            self.made += 1
+        drawn = draw_scenes(rng, count, self.returning, self.device)
+        at_once = max(1, AT_ONCE // (self.segment * self.size**2))
+        for part in (drawn[k : k + at_once] for k in range(0, count, at_once)):
+            self._add(part)
+
+    def _add(self, drawn: list[tuple[Scene, int]]) -> None:
+        scenes, starts = [s for s, _ in drawn], [t for _, t in drawn]
+        video, truth = render(scenes, self.segment, starts, self.size, self.device, truth="masks")
+        new = {"latents": self._encode(video)}
+        if self.enlarged:
+            small = render(scenes, self.segment, starts, self.size // 2, self.device)
+            new["inputs"] = self._encode(upscale(small, self.size).clamp(-1, 1))
+        masks = latent_mask(truth.instances, new["latents"].shape[-1])
+        new |= {"masks": masks, "areas": masks.sum((-1, -2)).cpu(), "peaks": masks.amax((-1, -2)).cpu()}
+        slots = [(self.made + i) % self.capacity for i in range(len(drawn))]
+        for name, values in new.items():
+            kept = getattr(self, name)
+            if kept is None:  # pages of an empty tensor take no memory before they are written
+                kept = values.new_empty((self.capacity, *values.shape[1:]), dtype=torch.float16)
+                setattr(self, name, kept)
+            kept[slots] = values.half()
+        for slot, item in zip(slots, drawn):
+            self.scenes[slot : slot + 1] = [item]
+        self.made += len(drawn)
+
+    def _encode(self, video: torch.Tensor) -> torch.Tensor:
+        with fast_math(self.device):
+            return encode_frames(self.vae, video, batch_size=64 if self.device.type == "cpu" else 2048).transpose(1, 2)
 
     def draw(self, rng: random.Random, count: int, frames: int, start: int | None = None, in_sight: float = 0.0):
         """Random windows of the pool.
@@ -102,37 +149,58 @@ class Pool:
         """
         picks = [rng.randrange(len(self.scenes)) for _ in range(count)]
         at = [self._window(rng, i, frames, in_sight) if start is None else start for i in picks]
-        latents = torch.stack([self.latents[i][:, t : t + frames] for i, t in zip(picks, at)]).float()
-        masks = torch.stack([self.masks[i][t : t + frames] for i, t in zip(picks, at)]).float()
+        latents, masks = self.take("latents", picks, at, frames), self.take("masks", picks, at, frames)
         scenes = [self.scenes[i][0] for i in picks]
         return latents, masks, scenes, [self.scenes[i][1] + t for i, t in zip(picks, at)], picks
 
+    def take(self, name: str, picks: list[int], at: list[int], frames: int) -> torch.Tensor:
+        """Windows of ``latents`` or ``inputs``, ``(b, c, f, h, w)``, or of ``masks``, in float32."""
+        rows = torch.tensor(picks, device=self.device)[:, None]
+        times = torch.tensor(at, device=self.device)[:, None] + torch.arange(frames, device=self.device)
+        windows = getattr(self, name)[rows, times].float()
+        return windows if name == "masks" else windows.transpose(1, 2)
+
     def _window(self, rng: random.Random, pick: int, frames: int, in_sight: float) -> int:
-        starts = range(SEGMENT - frames + 1)
+        starts = range(self.segment - frames + 1)
         if rng.random() < in_sight:
-            peaks = self.masks[pick][: len(starts)].float().amax((-1, -2))
+            peaks = self.peaks[pick, : len(starts)].tolist()
             starts = [t for t in starts if peaks[t] > 0.8] or starts
         return rng.choice(starts)
 
 
-@torch.no_grad()
-def single_frames(vae: PatchedAutoencoderKL, rng: random.Random, count: int):
-    """``count`` one-frame clips of as many scenes, in the form of :meth:`Pool.draw` without picks."""
-    drawn = [draw_scene(rng) for _ in range(count)]
-    device = next(vae.parameters()).device
-    video, truth = render([s for s, _ in drawn], 1, [t for _, t in drawn], device=device, truth="masks")
-    with fast_math(device):
-        latents = encode_frames(vae, video, batch_size=64).float().cpu()
-    return latents, latent_mask(truth.instances, latents.shape[-1]).cpu(), [s for s, _ in drawn]
+def growing_pool(seed: int, salt: int, batch_scale: float = 1.0, prefill: int | None = None, **options: object):
+    """A function ``(rank, n)`` that gives the rank's pool as it should be for batch number ``n``.
+
+    Args:
+        seed, salt: with the number of the first batch asked for, decide which scenes come.
+        batch_scale: multiplies what is made before the first step and at every 16th.
+        prefill: segments made before the first step; :data:`PREFILL` when ``None``.
+        **options: of :class:`Pool`, its VAE included.
+    """
+    kept: dict[int, Pool] = {}
+    first = max(1, round((prefill or PREFILL) * batch_scale))
+    more = max(1, round(first * FRESH))
+
+    def pool(rank: int, n: int) -> Pool:
+        if rank not in kept:
+            kept[rank] = Pool(seed=seed * 1_000_003 + n + salt, rank=rank, **options)
+            kept[rank].grow(first)
+        elif n % EVERY == 0:
+            kept[rank].grow(more)
+        return kept[rank]
+
+    return pool
 
 
 class Captioner:
     """Token ids of sparse captions in random training wordings."""
 
     def __init__(self) -> None:
-        self.tokenizer = make_tokenizer()
+        self.tokenizer, self.known = make_tokenizer(), {}
 
     def __call__(self, scenes: list[Scene], rng: random.Random, dropout: float) -> torch.Tensor:
         """Ids ``(n, text_len)``; with probability ``dropout`` a caption is empty."""
         texts = ["" if rng.random() < dropout else sparse_caption(s, rng.randrange(99)) for s in scenes]
-        return tokenize(self.tokenizer, texts)
+        if new := list({t for t in texts if t not in self.known}):
+            self.known |= zip(new, tokenize(self.tokenizer, new))
+        return torch.stack([self.known[t] for t in texts])

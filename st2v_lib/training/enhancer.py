@@ -1,7 +1,9 @@
 """Trains the tiny enhancer: a text-conditioned video model of 128-pixel clips, used by SDEdit (paper §4.3).
 
-It learns v-prediction on the enhancer's own noise schedule, only at levels that SDEdit can start from. Its network is
-the stock 3-D UNet at twice the base's latent size; clips are short windows since nothing in it counts frames.
+It learns v-prediction on the enhancer's own noise schedule, only at levels that SDEdit can start from. Half of the
+clips are noised from what SDEdit starts with, the enlarged 64-pixel frames, and still have the true ones as their aim.
+Its network is the stock 3-D UNet at twice the base's latent size; clips are short windows since nothing in it counts
+frames.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ import torch
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
-from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, encode_frames
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.enhancer import logsnr_cosine_interp
 from st2v_lib.training.base import TEXT_DROPOUT
-from st2v_lib.training.common import fast_math
-from st2v_lib.training.data import Captioner, draw_scene, latent_mask
+from st2v_lib.training.data import Captioner, growing_pool
 from st2v_lib.training.diffusion import weighted_mse
-from st2v_lib.world.render import render
 
 MAX_TIMESTEP = 700
-FRAMES, BATCH, CAPACITY, PREFILL = 8, 4, 2048, 24
+ENLARGED, ENLARGED_MIN_TIMESTEP = 0.5, 20  # share of clips noised from the enlarged frames; below, v is ill-posed
+SIGMA_FULL = 0.3  # below this noise, the loss of an enlarged clip is that of the clean prediction, not of v
+FRAMES, BATCH, CAPACITY, PREFILL = 8, 4, 2048, 48
 
 
 class EnhancerStep(nn.Module):
@@ -37,41 +39,32 @@ class EnhancerStep(nn.Module):
         latents = batch["latents"]
         with torch.no_grad():
             text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+        wide = lambda v: v.view(-1, 1, 1, 1, 1).to(latents)  # noqa: E731
+        enlarged = torch.rand(len(latents)) < ENLARGED
         t = torch.randint(0, MAX_TIMESTEP, (len(latents),))
-        noise = torch.randn_like(latents)
-        wide = lambda v: v[t].view(-1, 1, 1, 1, 1).to(latents)  # noqa: E731
-        alpha, sigma = wide(self.schedule.alphas), wide(self.schedule.sigmas)
-        target = alpha * noise - sigma * latents
-        prediction = self.unet(alpha * latents + sigma * noise, t.to(latents.device), text)
-        return weighted_mse(prediction, target, batch["mask"], 2.0), {}
+        t = torch.where(enlarged, t.clamp(min=ENLARGED_MIN_TIMESTEP), t)
+        alpha, sigma = wide(self.schedule.alphas[t]), wide(self.schedule.sigmas[t])
+        start = torch.lerp(latents, batch["inputs"], wide(enlarged))
+        x = alpha * start + sigma * torch.randn_like(latents)
+        target = (alpha * x - latents) / sigma  # v, such that the clean prediction is the true clip
+        weight = torch.where(wide(enlarged) > 0, (sigma / SIGMA_FULL).clamp(max=1), 1.0)
+        prediction = self.unet(x, t.to(latents.device), text)
+        return weighted_mse(weight * prediction, weight * target, batch["mask"], 2.0), {}
 
 
 def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
-    """Batch number ``n``: short 128-pixel clips from a pool of 24-frame segments that grows by one at each step."""
-    captions, pool = Captioner(), []
-    device = next(vae.parameters()).device
-
-    @torch.no_grad()
-    def segment(rng: random.Random):
-        scene, start = draw_scene(rng)
-        size = cfg.enhancer.size
-        video, truth = render(scene, cfg.enhancer.chunk_frames, start, size, device=device, truth="masks")
-        with fast_math(device):
-            latents = encode_frames(vae, video, batch_size=32)[0].half().cpu()
-        return scene, latents, latent_mask(truth.instances, latents.shape[-1])[0].half().cpu()
+    """Batch number ``n``: short 128-pixel clips from a growing pool of 24-frame segments."""
+    captions, count = Captioner(), max(1, round(BATCH * batch_scale))
+    options = {"segment": cfg.enhancer.chunk_frames, "size": cfg.enhancer.size, "enlarged": True, "capacity": CAPACITY}
+    segments = growing_pool(seed, 4, batch_scale, PREFILL, vae=vae, **options)
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"enhancer/{seed}/{rank}/{n}")
-        for _ in range(1 if pool else PREFILL):
-            new = segment(rng)
-            if len(pool) < CAPACITY:
-                pool.append(new)
-            else:
-                pool[n % CAPACITY] = new
-        picks = [rng.choice(pool) for _ in range(max(1, round(BATCH * batch_scale)))]
+        pool = segments(rank, n)
+        picks = [rng.randrange(len(pool.scenes)) for _ in range(count)]
         at = [rng.randrange(cfg.enhancer.chunk_frames - FRAMES + 1) for _ in picks]
-        latents = torch.stack([p[1][:, a : a + FRAMES] for p, a in zip(picks, at)]).float()
-        mask = torch.stack([p[2][a : a + FRAMES] for p, a in zip(picks, at)]).float()
-        return {"latents": latents, "mask": mask, "ids": captions([p[0] for p in picks], rng, TEXT_DROPOUT)}
+        latents, inputs, mask = (pool.take(name, picks, at, FRAMES) for name in ("latents", "inputs", "masks"))
+        ids = captions([pool.scenes[i][0] for i in picks], rng, TEXT_DROPOUT)
+        return {"latents": latents, "inputs": inputs, "mask": mask, "ids": ids}
 
     return batch

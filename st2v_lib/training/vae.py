@@ -19,15 +19,17 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
 SPRITE_WEIGHT = 4.0
-PREFILL = {64: 512, 128: 128}  # frames rendered before the first step, by size
+POOLS = {64: (512, 6, 8192), 128: (128, 2, 1024)}  # by size: frames before the first step, at each step, and kept
 CROP = 32  # most batches are crops around a sprite: four times as many sprites for the same work
 KL_WEIGHT = 2e-5
 
 
-def frame_batch(rng: random.Random, size: int, count: int, split: str = "train") -> dict[str, torch.Tensor]:
+def frame_batch(
+    rng: random.Random, size: int, count: int, split: str = "train", device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
     """Random frames ``(n, 3, size, size)`` in [-1, 1] with their sprite masks ``(n, 1, size, size)``."""
     scenes = [sample_scene(rng.randrange(2**31), i, split) for i in range(count)]
-    video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], size, truth="masks")
+    video, truth = render(scenes, 1, [rng.randrange(400) for _ in scenes], size, device, truth="masks")
     mask = ((truth.instances == 1) | (truth.instances == 2)).float()
     return {"frames": video[:, 0], "mask": mask}
 
@@ -54,46 +56,46 @@ class VaeStep(nn.Module):
 def sprite_crops(batch: dict[str, torch.Tensor], rng: random.Random, side: int = CROP) -> dict[str, torch.Tensor]:
     """One window of ``side`` pixels from each frame, around a random sprite pixel where there is one."""
     frames, mask = batch["frames"], batch["mask"]
-    size, out = frames.shape[-1], {"frames": [], "mask": []}
-    for frame, seen in zip(frames, mask):
-        pixels = seen[0].nonzero()
-        y, x = (
-            pixels[rng.randrange(len(pixels))].tolist() if len(pixels) else (rng.randrange(size), rng.randrange(size))
-        )
-        top, left = (min(max(v - rng.randrange(side), 0), size - side) for v in (y, x))
-        out["frames"].append(frame[:, top : top + side, left : left + side])
-        out["mask"].append(seen[:, top : top + side, left : left + side])
-    return {k: torch.stack(v) for k, v in out.items()}
+    count, size, device = len(frames), frames.shape[-1], frames.device
+    generator = torch.Generator(device).manual_seed(rng.randrange(2**31))
+    pixel = (mask.flatten(1) + 1e-6).multinomial(1, generator=generator)[:, 0]
+    back = torch.randint(side, (2, count), generator=generator, device=device)
+    corners = (torch.stack([pixel // size, pixel % size]) - back).clamp(0, size - side)
+    y, x = corners[..., None] + torch.arange(side, device=device)
+    i = torch.arange(count, device=device)[:, None, None]
+    cut = lambda v: v.movedim(1, -1)[i, y[:, :, None], x[:, None]].movedim(-1, 1)  # noqa: E731
+    return {"frames": cut(frames), "mask": cut(mask)}
 
 
 class FramePool:
     """Rendered frames kept for reuse: drawing them costs more than a training step on crops of them."""
 
-    def __init__(self, size: int, capacity: int, prefill: int):
-        self.size, self.capacity, self.prefill, self.kept, self.made = size, capacity, prefill, [], 0
+    def __init__(self, size: int, prefill: int, fresh: int, capacity: int, device: torch.device | str = "cpu"):
+        self.size, self.prefill, self.fresh, self.device, self.made = size, prefill, fresh, device, 0
+        self.frames = torch.empty(capacity, 3, size, size, dtype=torch.float16, device=device)
+        self.masks = torch.empty(capacity, 1, size, size, dtype=torch.bool, device=device)
 
-    def draw(self, rng: random.Random, count: int, fresh: int) -> dict[str, torch.Tensor]:
-        """``count`` frames of the pool, after ``fresh`` new ones have joined it."""
-        new = frame_batch(rng, self.size, fresh if self.kept else self.prefill)
-        for pair in zip(new["frames"].half(), new["mask"].bool()):
-            if len(self.kept) < self.capacity:
-                self.kept.append(pair)
-            else:
-                self.kept[self.made % self.capacity] = pair
-            self.made += 1
-        frames, masks = zip(*rng.sample(self.kept, count))
-        return {"frames": torch.stack(frames).float(), "mask": torch.stack(masks).float()}
+    def draw(self, rng: random.Random, count: int) -> dict[str, torch.Tensor]:
+        """``count`` frames of the pool, after some new ones have joined it."""
+        for _ in range(1 if self.made else -(-self.prefill // 512)):
+            new = frame_batch(rng, self.size, self.fresh if self.made >= self.prefill else 512, device=self.device)
+            slots = [(self.made + i) % len(self.frames) for i in range(len(new["frames"]))]
+            self.frames[slots], self.masks[slots] = new["frames"].half(), new["mask"].bool()
+            self.made += len(slots)
+        picks = [rng.randrange(min(self.made, len(self.frames))) for _ in range(count)]
+        return {"frames": self.frames[picks].float(), "mask": self.masks[picks].float()}
 
 
-def make_batch(seed: int):
+def make_batch(seed: int, batch_scale: float = 1.0, device: torch.device | str = "cpu"):
     """Batch number ``n``: two of three are crops; every other batch is at 128 pixels, where the fine detail is."""
-    pools = {64: FramePool(64, 8192, PREFILL[64]), 128: FramePool(128, 1024, PREFILL[128])}
+    scaled = lambda k: max(1, round(k * batch_scale))  # noqa: E731
+    pools = {size: FramePool(size, *map(scaled, numbers), device) for size, numbers in POOLS.items()}
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"vae/{seed}/{rank}/{n}")
         size = 128 if n % 2 == 0 else 64
         crop = n % 3 != 0
-        out = pools[size].draw(rng, 8 if size == 128 and not crop else 32, 2 if size == 128 else 6)
+        out = pools[size].draw(rng, scaled(8 if size == 128 and not crop else 32))
         if size == 128 and rng.random() < 1 / 4:
             small = F.interpolate(out["frames"], scale_factor=0.5, mode="area")
             out["frames"] = F.interpolate(small, scale_factor=2.0, mode="bicubic").clamp(-1, 1)

@@ -101,9 +101,7 @@ class FrameNet(nn.Module):
             nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
             nn.Conv2d(width, sum(SPRITE_PARTS.values()), 1),
         )  # fmt: skip
-        self.frame = nn.Sequential(
-            nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, sum(FRAME_PARTS.values()))
-        )
+        self.frame = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, sum(FRAME_PARTS.values())))
         nn.init.constant_(self.head[-1].bias[:1], -4.0)  # sprites are rare among cells
 
     def forward(self, frames: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

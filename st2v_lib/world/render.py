@@ -23,7 +23,7 @@ from st2v_lib.world.scene import (
     REACH,
     SHAPES,
     Scene,
-    positions,
+    paths,
 )
 
 HUES = {"red": 0.0, "yellow": 52.0, "green": 120.0, "cyan": 180.0, "blue": 225.0, "purple": 290.0}
@@ -38,6 +38,7 @@ _FORM = {
     "triangle": (3, 0.5, -math.pi / 2, 1.24),
     "star": (5, 0.50, -math.pi / 2, 1.24),
 }
+_ABSENT = (1e-3, *_FORM["circle"], 0.0, 0.0, 0.0, 0.0)  # a second sprite that is not there
 
 
 def sprite_rgb(colour: str, shade: float) -> tuple[float, float, float]:
@@ -73,39 +74,31 @@ class Truth:
 
 
 def _stack(scenes: Sequence[Scene], frames: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """Scenes as tensors, ``(b, 1, 1, 1)`` or per sprite ``(b, s, 1, 1, 1)``, and positions ``(b, s, f, 1, 1)``."""
-    ground = [s.background for s in scenes]
-    one = lambda values: torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1, 1)  # noqa: E731
-    pad = lambda s: list(s.sprites) + [None] * (2 - len(s.sprites))  # noqa: E731
-    sprites = [p for s in scenes for p in pad(s)]
-    two = lambda values: torch.tensor(values, dtype=torch.float32, device=device).view(len(scenes), 2, 1, 1, 1)  # noqa: E731
-    where = torch.stack([positions(p, frames) if p else torch.full((len(frames), 2), -9.0).double() for p in sprites])
-    where = where.float().to(device).view(len(scenes), 2, len(frames), 1, 1, 2)
-    form = [_FORM[p.shape] if p else _FORM["circle"] for p in sprites]
-    return {
-        "kind": one([BACKGROUNDS.index(g.kind) for g in ground]),
-        "tone": torch.tensor([background_rgb(g.colour, g.shade) for g in ground], device=device).view(-1, 3, 1, 1, 1),
-        "phase_x": one([g.phase[0] for g in ground]),
-        "phase_y": one([g.phase[1] for g in ground]),
-        "pan_x": one([g.pan[0] for g in ground]),
-        "pan_y": one([g.pan[1] for g in ground]),
-        "period": one([g.period for g in ground]),
-        "angle": one([g.angle for g in ground]),
-        "grain": one([g.grain for g in ground]),
-        "grain_phase": one([g.grain_phase for g in ground]),
-        "pillar": one([s.sprites[0].motion.x if s.has_pillar else -9.0 for s in scenes]),
-        "cx": where[..., 0],
-        "cy": where[..., 1],
-        "radius": two([p.size / 2 if p else 1e-3 for p in sprites]),
-        "corners": two([f[0] for f in form]),
-        "inner": two([f[1] for f in form]),
-        "turn": two([f[2] for f in form]),
-        "scale": two([f[3] for f in form]),
-        "pattern": two([PATTERNS.index(p.pattern) if p else 0 for p in sprites]),
-        "rgb": torch.tensor(
-            [sprite_rgb(p.colour, p.shade) if p else (0.0, 0.0, 0.0) for p in sprites], device=device
-        ).view(len(scenes), 2, 3, 1, 1, 1),
-    }
+    """Scenes as tensors, ``(b, 1, 1, 1)`` or per sprite ``(b, s, 1, 1, 1)``, and positions ``(b, s, f, 1, 1)``.
+
+    All are made on the CPU and moved together: thousands of small copies would cost more than the drawing.
+    """
+    pillar = [s.sprites[0].motion.x if s.has_pillar else -9.0 for s in scenes]
+    ground = [
+        (BACKGROUNDS.index(g.kind), *g.phase, *g.pan, g.period, g.angle, g.grain, g.grain_phase, stone)
+        + background_rgb(g.colour, g.shade)
+        for g, stone in ((s.background, stone) for s, stone in zip(scenes, pillar))
+    ]
+    there = [(i, j, p) for i, s in enumerate(scenes) for j, p in enumerate(s.sprites)]
+    where = torch.full((len(scenes), 2, frames.shape[1], 2), -9.0)
+    rows, slots = [i for i, _, _ in there], [j for _, j, _ in there]
+    where[rows, slots] = paths([p for *_, p in there], frames[rows]).float()
+    sprites = torch.tensor(_ABSENT).repeat(len(scenes), 2, 1)
+    sprites[rows, slots] = torch.tensor(
+        [(p.size / 2, *_FORM[p.shape], PATTERNS.index(p.pattern), *sprite_rgb(p.colour, p.shade)) for *_, p in there]
+    )
+    g, q, where = torch.tensor(ground).to(device), sprites.to(device), where.to(device)[..., None, None, :]
+    names = ("kind", "phase_x", "phase_y", "pan_x", "pan_y", "period", "angle", "grain", "grain_phase", "pillar")
+    out = {name: g[:, i].view(-1, 1, 1, 1) for i, name in enumerate(names)}
+    for i, name in enumerate(("radius", "corners", "inner", "turn", "scale", "pattern")):
+        out[name] = q[:, :, i].view(-1, 2, 1, 1, 1)
+    out |= {"tone": g[:, 10:].view(-1, 3, 1, 1, 1), "rgb": q[:, :, 6:].view(-1, 2, 3, 1, 1, 1)}
+    return out | {"cx": where[..., 0], "cy": where[..., 1]}
 
 
 def _cover(distance: torch.Tensor, size: int) -> torch.Tensor:
@@ -194,9 +187,9 @@ def render(
     extra = 1 if truth == "flow" else 0  # flow looks one frame to each side
     device = torch.device(device)
     offsets = torch.arange(-extra, num_frames + extra, dtype=torch.float64)
-    parts = [_stack([s], offsets + t, device) for s, t in zip(scenes, starts)]
-    p = {k: torch.cat([q[k] for q in parts]) for k in parts[0]}
-    t = torch.stack([offsets + s for s in starts]).float().to(device)[..., None, None]
+    frames = torch.stack([offsets + s for s in starts])
+    p = _stack(scenes, frames, device)
+    t = frames.float().to(device)[..., None, None]
     grid = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size
     x, y = grid.view(1, 1, 1, -1), grid.view(1, 1, -1, 1)
     video = _background(p, x, y, t, size)

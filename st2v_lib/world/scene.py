@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -147,35 +148,51 @@ def positions(sprite: Sprite, frames: torch.Tensor) -> torch.Tensor:
     Returns:
         ``(f, 2)`` in frame widths, x to the right and y downwards, float64; outside [0, 1] when it has left.
     """
-    m, t = sprite.motion, frames.double()
-    reach = REACH * sprite.size
-    if m.kind == "bounce":
+    return paths([sprite], frames[None])[0]
+
+
+def paths(sprites: Sequence[Sprite], frames: torch.Tensor) -> torch.Tensor:
+    """Centres ``(n, f, 2)`` of several sprites, each at its own frames ``(n, f)``; see :func:`positions`."""
+    out = torch.empty(*frames.shape, 2, dtype=torch.float64)
+    for kind in dict.fromkeys(s.motion.kind for s in sprites):
+        rows = [i for i, s in enumerate(sprites) if s.motion.kind == kind]
+        out[rows] = _paths_of_kind(kind, [sprites[i] for i in rows], frames[rows].double())
+    return out
+
+
+def _paths_of_kind(kind: str, sprites: Sequence[Sprite], t: torch.Tensor) -> torch.Tensor:
+    column = lambda values: torch.tensor(values, dtype=torch.float64)[:, None]  # noqa: E731
+    mx, my, vx, vy, radius, gap = (
+        column([getattr(s.motion, name) for s in sprites]) for name in ("x", "y", "vx", "vy", "radius", "gap")
+    )
+    size = column([s.size for s in sprites])
+    reach = REACH * size
+    if kind == "bounce":
         span = 1 - 2 * reach
-        x, y = (reach + span * _triangle(p + v * t / span) for p, v in ((m.x, m.vx), (m.y, m.vy)))
-    elif m.kind == "orbit":
-        angle = 2 * math.pi * m.vy + m.vx * t
-        x, y = m.x + m.radius * angle.cos(), m.y + m.radius * angle.sin()
-    elif m.kind == "zigzag":
+        x, y = (reach + span * _triangle(p + v * t / span) for p, v in ((mx, vx), (my, vy)))
+    elif kind == "orbit":
+        angle = 2 * math.pi * vy + vx * t
+        x, y = mx + radius * angle.cos(), my + radius * angle.sin()
+    elif kind == "zigzag":
         span = 1 - 2 * reach
-        x = reach + span * _triangle(m.x + m.vx * t / span)
-        y = m.y + m.radius * (2 * _triangle(m.vy * 2 * t) - 1)
-    elif m.kind == "cross":  # turns outside, far enough to stay hidden for `gap` frames
-        outside = EXTENT[sprite.shape][int(m.x)] * sprite.size + 0.006 + (m.gap + 1) * m.vx / 2
+        x = reach + span * _triangle(mx + vx * t / span)
+        y = my + radius * (2 * _triangle(vy * 2 * t) - 1)
+    elif kind == "cross":  # turns outside, far enough to stay hidden for `gap` frames
+        outside = column([EXTENT[s.shape][int(s.motion.x)] for s in sprites]) * size + 0.006 + (gap + 1) * vx / 2
         span = 1 + 2 * outside
-        along = -outside + span * _triangle(2 * m.vy + m.vx * t / span)
-        across = torch.full_like(t, m.y)
-        x, y = (across, along) if m.x else (along, across)
+        along = -outside + span * _triangle(2 * vy + vx * t / span)
+        across = my.expand_as(t)
+        x, y = torch.where(mx > 0, across, along), torch.where(mx > 0, along, across)
     else:  # hide: from side to side, resting behind the pillar; one way = go, rest, go
-        half = 0.5 - 0.45 * sprite.size  # from the pillar's middle to the turn
-        hidden_way = (
-            max(PILLAR_WIDTH - 2 * EXTENT[sprite.shape][0] * sprite.size - 0.012, 0.0) / m.vx
-        )  # frames fully hidden without a rest
-        rest = max(m.gap + 1 - hidden_way, 0.0)
-        way = 2 * half / m.vx + rest
-        u = _triangle(2 * m.vy + t / way) * way  # frames since the left turn
-        go = half / m.vx
-        x = m.x + (torch.minimum(u, torch.full_like(u, go)) + (u - go - rest).clamp(min=0)) * m.vx - half
-        y = torch.full_like(t, m.y)
+        half = 0.5 - 0.45 * size  # from the pillar's middle to the turn
+        width = column([EXTENT[s.shape][0] for s in sprites]) * size
+        hidden_way = (PILLAR_WIDTH - 2 * width - 0.012).clamp(min=0) / vx  # frames fully hidden without a rest
+        rest = (gap + 1 - hidden_way).clamp(min=0)
+        go = half / vx
+        way = 2 * go + rest
+        u = _triangle(2 * vy + t / way) * way  # frames since the left turn
+        x = mx + (torch.minimum(u, go) + (u - go - rest).clamp(min=0)) * vx - half
+        y = my.expand_as(t)
     return torch.stack([x, y], -1)
 
 
