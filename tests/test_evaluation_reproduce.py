@@ -233,6 +233,17 @@ def test_strips_say_what_the_reader_made_of_them(tmp_path):
     assert figures.read_of_strips(None, ("apm",)) == ""
 
 
+def test_fig14_shows_a_case_that_counts(tmp_path):
+    for arm, counts in (("apm", [0.0, 1.0]), ("apm_null", [0.0, 0.0])):
+        pictures = [{"strip": f"{arm}-{i}.png"} for i in (0, 1)]
+        write(tmp_path, "apm", arm, {"counts": counts}, frames=72, pictures=pictures)
+    (group,) = groups(tmp_path, "apm", "test")
+    assert figures.that_counts(group, ("apm", "apm_null")) == 1
+    assert figures.that_counts(None, ("apm",)) == 0
+    assert figures.pictures_of(group, "apm", "strip", 1) == ["apm-1.png"]
+    assert figures.pictures_of(group, "apm", "strip") == ["apm-0.png", "apm-1.png"]
+
+
 def test_hyperparameters_are_those_of_the_configs(tmp_path):
     text = reproduce.DRAW["table12"](tmp_path, "test", tmp_path)
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()

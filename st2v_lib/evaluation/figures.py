@@ -100,10 +100,21 @@ def fig12(results: Path, split: str, out: Path) -> str:
 
 
 def fig14(results: Path, split: str, out: Path) -> str:
-    """Frames of a hidden-sprite case with APM, without, and as it should be."""
+    """Frames of a hidden-sprite case with APM, without, and as it should be; a case that counts in most arms."""
     names = ("rendering", "apm", "with", "apm_null", "alpha0")
-    text = _pictures("fig14", "apm", {name: (name, "strip") for name in names}, results, split, out, wide=True)
-    return text + read_of_strips(max(groups(results, "apm", split), key=lambda g: len(g.rows), default=None), names)
+    group = max(groups(results, "apm", split), key=lambda g: len(g.rows), default=None)
+    rows = {name: (name, "strip") for name in names}
+    text = _pictures("fig14", "apm", rows, results, split, out, wide=True, video=that_counts(group, names))
+    return text + read_of_strips(group, names)
+
+
+def that_counts(group: Group | None, arms: Sequence[str]) -> int:
+    """Which of the videos with pictures counts in most arms; the first of several, and without any."""
+    totals: dict[int, float] = {}
+    for video in (v for arm in (arms if group else ()) for r in group.rows.get(arm, []) for v in r["videos"]):
+        if "strip" in video.get("pictures", {}):
+            totals[video["index"]] = totals.get(video["index"], 0) + (video["values"].get("counts") or 0)
+    return max(totals, key=totals.get) if totals else 0
 
 
 def read_of_strips(group: Group | None, arms: Sequence[str]) -> str:
@@ -121,36 +132,39 @@ def read_of_strips(group: Group | None, arms: Sequence[str]) -> str:
 
 
 def _pictures(
-    what: str, suite: str, rows: dict[str, tuple[str, str]], results: Path, split: str, out: Path, wide: bool = False
-) -> str:
-    """Pictures of the first videos of several arms, drawn together; arms without one say so."""
+    what: str, suite: str, rows: dict[str, tuple[str, str]], results: Path, split: str, out: Path, wide: bool = False,
+    video: int | None = None,
+) -> str:  # fmt: skip
+    """Pictures of several arms drawn together, of one video or of the first ones; arms without one say so."""
     found = groups(results, suite, split)
     group = max(found, key=lambda g: len(g.rows), default=Group(suite, {}))
-    pictures = {title: pictures_of(group, arm, kind) for title, (arm, kind) in rows.items()}
+    pictures = {title: pictures_of(group, arm, kind, video) for title, (arm, kind) in rows.items()}
     count = max((len(p) for p in pictures.values()), default=0) or 1
     if wide:
-        figure, axes = _figure(len(rows) * count, 1, 9, 0.9)
+        figure, axes = _figure(len(rows) * count, 1, 7, 0.75)
         places = {(title, i): axes[i * len(rows) + k][0] for k, title in enumerate(rows) for i in range(count)}
     else:
-        figure, axes = _figure(count, len(rows), 1.9, 2.4)
+        figure, axes = _figure(count, len(rows), 1.35, 1.9)
         places = {(title, i): axes[i][k] for k, title in enumerate(rows) for i in range(count)}
     for (title, i), axis in places.items():
         axis.set(xticks=[], yticks=[], title=title)
         axis.title.set_fontsize(8)
         if i < len(pictures[title]):
-            axis.imshow(_read(results / suite / pictures[title][i]), aspect="equal" if wide else "auto")
+            picture = _read(results / suite / pictures[title][i])
+            axis.imshow(picture, aspect="equal" if wide else "auto", interpolation="nearest")
         else:
             axis.text(0.5, 0.5, NOT_RUN, ha="center", va="center", transform=axis.transAxes)
-    figure.savefig(out / f"{what}.png", dpi=150)
+    figure.savefig(out / f"{what}.png", dpi=110)
     missing = [title for title, found in pictures.items() if not found]
     text = f"## {what}\n\n![{group.title}]({what}.png)\n"
     return text + (f"\nnot run: {', '.join(missing)} (`st2v evaluate {suite} --split {split}`)\n" if missing else "")
 
 
-def pictures_of(group: Group, arm: str, kind: str) -> list[str]:
-    """File names of an arm's pictures of that kind, by video."""
+def pictures_of(group: Group, arm: str, kind: str, video: int | None = None) -> list[str]:
+    """File names of an arm's pictures of that kind, by video, or of one video alone."""
     for run in group.rows.get(arm, []):
-        names = [v["pictures"][kind] for v in run["videos"] if kind in v.get("pictures", {})]
+        chosen = [v for v in run["videos"] if video in (None, v["index"])]
+        names = [v["pictures"][kind] for v in chosen if kind in v.get("pictures", {})]
         if names:
             return names
     return []

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from st2v_lib.evaluation import paper
 from st2v_lib.evaluation.tables import (
-    NOT_RUN,
     Column,
     Group,
     claims_text,
@@ -20,7 +19,6 @@ from st2v_lib.evaluation.tables import (
     markdown,
     not_run,
     plain,
-    show,
     table,
 )
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-PICTURE_BYTES = 32_000
+PICTURE_BYTES, SHOWN_WIDTH = 40_000, 900
 
 
 class Drawn:
@@ -90,8 +90,10 @@ def _block(block: str, picture: Callable[[str], bytes] | None) -> str:
         return "<ul>" + "".join(f"<li>{_inline(line[2:])}</li>" for line in lines) + "</ul>"
     found = re.fullmatch(r"!\[(.*)\]\((.*)\)", block)
     if found and picture:
-        data = base64.b64encode(picture(found[2])).decode()
-        return f'<img src="data:image/png;base64,{data}" alt="{html.escape(found[1])}"/>'
+        png = picture(found[2])
+        width = max(SHOWN_WIDTH // 2, min(SHOWN_WIDTH, int.from_bytes(png[16:20], "big")))  # of the PNG's header
+        data = base64.b64encode(png).decode()
+        return f'<img src="data:image/png;base64,{data}" width="{width}" alt="{html.escape(found[1])}"/>'
     return f"<p>{_inline(' '.join(lines))}</p>"
 
 
@@ -119,11 +121,11 @@ def small_png(data: bytes, limit: int = PICTURE_BYTES) -> bytes:
     from PIL import Image
 
     picture, out = Image.open(io.BytesIO(data)).convert("RGB"), io.BytesIO()
-    for scale in (1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+    for scale in (1, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2):
         size = tuple(max(1, round(side * scale)) for side in picture.size)
-        for colours in (255, 64):
+        for colours in (255, 128, 64, 32, 16):
             out = io.BytesIO()
-            small = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+            small = picture if scale == 1 else picture.resize(size, Image.Resampling.BOX)
             small.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
             if out.tell() <= limit:
                 return out.getvalue()
