@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from st2v_lib.world.captions import sparse_caption
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
-LEVELS = (100, 200, 300, 400, 500, 599)
+LEVELS = (20, 50, 100, 200, 300, 400, 500, 599)
 
 
 def psnr(video: torch.Tensor, truth: torch.Tensor) -> float:
@@ -66,9 +67,12 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", type=Path, help="a folder of weights other than the shipped ones")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = evaluate(load("tiny", args.device), args.split, args.videos)
-    out = data_dir() / "results" / f"enhancer_levels_{args.split}.json"
+    pipe = load("tiny", args.device, args.weights) if args.weights else load("tiny", args.device)
+    result = evaluate(pipe, args.split, args.videos)
+    out = args.out or data_dir() / "results" / f"enhancer_levels_{args.split}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"split": args.split, "videos": args.videos, "results": result}, indent=1) + "\n")
     for name, r in result.items():

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import platform
 import time
 from pathlib import Path
@@ -17,15 +19,15 @@ import torch
 from tqdm.auto import tqdm
 
 from st2v_lib.backbone import decode_latents
+from st2v_lib.evaluation.scoring import PARTS, nanmean, speed
 from st2v_lib.manifest import data_dir
+from st2v_lib.metrics.drift import drift
 from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, make_scheduler, randn
 from st2v_lib.streaming import start_stream, stream_chunks
 from st2v_lib.world.captions import sparse_caption
 from st2v_lib.world.reader import load_reader, read_video
 from st2v_lib.world.scene import sample_scene
-from st2v_lib.world.scores import caption_accuracy, object_permanence, seam_residual
-
-PARTS = ("colour", "shape", "motion", "background", "background_colour")
+from st2v_lib.world.scores import caption_accuracy, frames_kept, object_permanence, seam_residual
 
 
 def prompts_of(split: str, count: int) -> list[str]:
@@ -66,13 +68,20 @@ def streams(pipe, prompts: list[str], first: torch.Tensor, num_chunks: int, seed
 
 
 def evaluate(
-    pipe, split: str, prompts: int = 100, num_streams: int = 32, num_chunks: int = 4, seed: int = 0, batch: int = 10
+    pipe,
+    split: str,
+    prompts: int = 100,
+    num_streams: int = 32,
+    num_chunks: int = 4,
+    seed: int = 0,
+    batch: int = 10,
+    apart: bool = True,
 ):
     """Caption accuracy of first chunks, and the seam residual with memories and of independent chunks.
 
     Returns:
         A dict of scores: shares of videos whose part agrees with the prompt for most of its frames, their 95 %
-        half-widths, and medians over seams in pixels at 64.
+        half-widths, and medians over seams in pixels at 64; ``apart=False`` leaves the independent chunks out.
     """
     reader, texts = load_reader(pipe.device), prompts_of(split, prompts)
     video = torch.cat(
@@ -87,20 +96,32 @@ def evaluate(
     out["first_chunk"]["permanence"] = sum(object_permanence(r, t)["kept"] for r, t in zip(readings, texts)) / prompts
     n, seams = min(num_streams, prompts), [16 + 8 * k for k in range(num_chunks)]
     if n:
-        joined, apart = [], []
+        joined, cut = [], []
         for i in tqdm(range(0, n, batch), "streams"):
             part = slice(i, min(i + batch, n))
             joined += list(streams(pipe, texts[part], video[part], num_chunks, seed))
-            alone = [first_chunks(pipe, texts[part], seed + i, k + 1)[:, 8:] for k in range(num_chunks)]
-            apart += list(torch.cat([video[part], *alone], dim=1))
-        for name, group in (("streamed", joined), ("independent", apart)):
+            if apart:
+                alone = [first_chunks(pipe, texts[part], seed + i, k + 1)[:, 8:] for k in range(num_chunks)]
+                cut += list(torch.cat([video[part], *alone], dim=1))
+        for name, group in (("streamed", joined), *([("independent", cut)] if apart else [])):
             read = [read_video(v, reader, num_sprites=1) for v in group]
+            window = min(100, len(read[0]) // 2)
+            kept = [frames_kept(r, t)[1].float() for r, t in zip(read, texts)]
+            speeds = [(speed(r, 0, window), speed(r, len(r) - window, len(r))) for r in read]
+            drifts = [drift(v.cpu(), flow=None) for v in group]
             per_seam = torch.tensor([seam_residual(r.positions[:, 0], seams).per_seam for r in read]).flatten()
             late = [caption_accuracy(r[len(r) - 16 :], t, reader) for r, t in zip(read, texts)]
             out[name] = {
                 "median_seam_px": float(per_seam.nanmedian()), "seams_read": int((~per_seam.isnan()).sum()),
                 "seams": per_seam.numel(),
                 "last_16_frames": {p: sum(h[p] > 0.5 for h in late) / n for p in PARTS},
+                "permanence_first_16": float(torch.stack([k[:16].mean() for k in kept]).mean()),
+                f"permanence_last_{window}": float(torch.stack([k[-window:].mean() for k in kept]).mean()),
+                "motion_kept": nanmean([late / early if early else math.nan for early, late in speeds]),
+                "drift": {
+                    k: nanmean([d[f"drift_{k}"].value for d in drifts])
+                    for k in ("colour_signed", "colour_abs", "contrast_signed", "contrast_abs")
+                },
             }  # fmt: skip
     return out
 
@@ -115,13 +136,20 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=10, help="videos made together")
+    parser.add_argument("--steps", type=int, help="denoising steps, in place of the preset's")
+    parser.add_argument("--guidance", type=float, help="guidance scale, in place of the preset's")
+    parser.add_argument("--streamed-only", action="store_true", help="no independent chunks")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", type=Path, help="a folder of weights other than the shipped ones")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     pipe = load("tiny", args.device, args.weights) if args.weights else load("tiny", args.device)
-    start = time.time()
-    result = evaluate(pipe, args.split, args.prompts, args.streams, args.chunks, args.seed)
+    asked = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    pipe.cfg = pipe.cfg.replace(sampling=dataclasses.replace(pipe.cfg.sampling, **asked))
+    start, apart = time.time(), not args.streamed_only
+    result = evaluate(pipe, args.split, args.prompts, args.streams, args.chunks, args.seed, args.batch, apart)
     result |= {
         "seconds": round(time.time() - start), "torch": torch.__version__.split("+")[0], "device": str(pipe.device),
         "python": platform.python_version(), "config": json.loads(pipe.cfg.to_json()),

@@ -230,11 +230,12 @@ def _prepare(
         rival = quiet(saved(rival_class(phase), phase, lambda: rivals.prepare(phase, cfg, unet, frozen)))
         batches = rivals.make_batch(cfg, frozen, seed, **options)
         step = cam.CamStep(cfg, unet, text, rivals.with_vae(rival, frozen))
-        return step, batches, fit(5e-4), lambda: save(rival, out / phase), None
+        return step, batches, fit(faster(5e-4, options)), lambda: save(rival, out / phase), None
     if phase == "cam":
         memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
         batches = cam.make_batch(cfg, frozen, seed, **options)
-        return cam.CamStep(cfg, unet, text, memory), batches, fit(5e-4), lambda: save(memory, out / "cam"), None
+        step = cam.CamStep(cfg, unet, text, memory)
+        return step, batches, fit(faster(5e-4, options)), lambda: save(memory, out / "cam"), None
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
     anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
@@ -244,8 +245,13 @@ def _prepare(
         save(memory, out / "cam")
         save(anchor, out / "apm")
 
-    config = fit(3e-4)
+    config = fit(faster(3e-4, options))
     return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, module.groups(config.lr)
+
+
+def faster(lr: float, options: dict) -> float:
+    """The memories' learning rate for larger batches: by the square-root rule, at most twice."""
+    return lr * min(2.0, max(1.0, float(options.get("batch_scale", 1.0))) ** 0.5)
 
 
 def quiet(module: torch.nn.Module) -> torch.nn.Module:
