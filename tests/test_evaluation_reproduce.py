@@ -184,7 +184,7 @@ def test_the_overview_lists_what_was_run_and_counts_claims(results):
     assert any(
         row[1] == "smoother joints with CAM than without memory" and row[5:] == ["agrees", "3 of 3"] for row in rows
     )
-    assert "2 agrees; 0 does not agree; 1 tie; 13 not run" in text
+    assert "2 agrees; 0 does not agree; 1 tie; 0 too few; 13 not run" in text
 
 
 def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):
@@ -213,12 +213,12 @@ def test_stability_is_compared_on_the_same_videos_and_seeds_are_averaged_first(t
         details = [
             {"frames": [120, 220], "mawe_code": [v + seed, v + seed + 3], "clip_score": [30.0, None],
              "pattern_error": [0.0, 0.0], "shade_error": [0.0, 0.0]}
-            for v in (1.0, 5.0)
+            for v in (1.0, 5.0, 2.0, 2.0, 2.0, 2.0)
         ]  # fmt: skip
-        write(tmp_path, "long", "full", {"motion": [1.0, 2.0]}, seed=seed, frames=240, details=details)
+        write(tmp_path, "long", "full", {"motion": [1.0] * 6}, seed=seed, frames=240, details=details)
     (group,) = groups(tmp_path, "long", "test")
     curve = figures.curve_of(group.rows["full"])
-    assert curve[120]["mawe_code"] == {0: 1.5, 1: 5.5}
+    assert curve[120]["mawe_code"] == {0: 1.5, 1: 5.5} | dict.fromkeys(range(2, 6), 2.5)
     text = figures.changes({"full": curve})
     assert "220 less 120" in text and "+3.00 [+3.00, +3.00] (worse)" in text and "MAWE +2.59, CLIP -0.66" in text
 

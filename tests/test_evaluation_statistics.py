@@ -72,6 +72,8 @@ def test_verdicts():
     assert verdict(Interval(1, 0.5, 1.5, 9), -1) == "worse"
     assert verdict(Interval(1, -0.5, 2.5, 9), 1) == "tie"
     assert verdict(Interval(1, math.nan, math.nan, 1), 1) == "too few"
+    assert verdict(paired_difference(dict.fromkeys(range(2), 1.0), dict.fromkeys(range(2), 0.0)), 1) == "too few"
+    assert verdict(paired_difference(dict.fromkeys(range(6), 1.0), dict.fromkeys(range(6), 0.0)), 1) == "better"
 
 
 def test_seeds_are_averaged_within_a_video_first():

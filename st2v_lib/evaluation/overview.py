@@ -42,7 +42,7 @@ def inventory(results: Path, split: str) -> str:
 
 def claims(results: Path, split: str) -> str:
     """Each claim with its paired difference and what it says, then how many of each kind."""
-    rows, count = [], dict.fromkeys(("agrees", "does not agree", "tie", NOT_RUN), 0)
+    rows, count = [], dict.fromkeys(("agrees", "does not agree", "tie", "too few", NOT_RUN), 0)
     for where, suite, listed in CLAIMS:
         found = plain(groups(results, suite, split))
         for claim in listed:

@@ -15,6 +15,7 @@ import numpy as np
 
 DRAWS = 10_000
 Z95 = 1.959964
+LEAST = 6  # videos for a verdict: of fewer not even differences of one sign are unlikely to be chance (2 / 2**5 > 5 %)
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,12 @@ def over_runs(runs: Sequence[Mapping[object, float]]) -> dict[object, float]:
 def verdict(difference: Interval, better: int) -> str:
     """What an interval of (this arm - reference) says: ``"better"``, ``"worse"``, ``"tie"`` or ``"too few"``.
 
+    A bootstrap of a handful of values can only redraw these: two equal ones have an interval of no width.
+
     Args:
         better: 1 where more is better, -1 where less is.
     """
-    if math.isnan(difference.low):
+    if math.isnan(difference.low) or difference.n < LEAST:
         return "too few"
     if difference.low <= 0 <= difference.high:
         return "tie"

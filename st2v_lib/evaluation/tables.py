@@ -167,10 +167,15 @@ def learning_curve(found: Sequence[Group], column: Column) -> str:
 
 
 def judge(group: Group, claim: Claim) -> tuple[str, Interval]:
-    """Does the claim hold here (``"agrees"``, ``"does not agree"``, ``"tie"``, ``"not run"``), and ``a`` less ``b``."""
+    """What the group says of a claim, and ``a`` less ``b``.
+
+    Returns:
+        ``"agrees"``, ``"does not agree"``, ``"tie"``, ``"too few"`` videos, or ``"not run"``.
+    """
     found = paired_difference(group.values(claim.a, claim.value), group.values(claim.b, claim.value))
-    said = {"better": "agrees", "worse": "does not agree", "tie": "tie", "too few": NOT_RUN}
-    return said[verdict(found, claim.better)], found
+    said = {"better": "agrees", "worse": "does not agree"}
+    heard = verdict(found, claim.better)
+    return (said.get(heard, heard) if found.n else NOT_RUN), found
 
 
 def claims_text(group: Group, claims: Sequence[Claim]) -> str:
