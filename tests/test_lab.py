@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import io
 import math
 
@@ -83,14 +84,14 @@ def test_the_snippet_names_the_config_of_a_pipeline():
 @pytest.mark.parametrize(
     "name, value, arm, says",
     [
-        ("conditioning", "add_cond", Arm(apm="off"), "no trained weights shipped; st2v train add_cond"),
+        ("conditioning", "add_cond", Arm(apm="off"), "no trained weights shipped; st2v train"),
         ("conditioning", "none", Arm(), "switch the long-term memory off first"),
         ("conditioning", "none", Arm(apm="off"), None),
         ("conditioning", "cam", Arm(apm="off"), None),
         ("apm", "first", Arm(conditioning="none", apm="off"), "never beside 'none'"),
         ("apm", "grey", Arm(), None),
-        ("anchor_guidance", 1.0, Arm(apm="off"), "no anchor to weigh"),
-        ("anchor_guidance", 1.0, Arm(), None),
+        ("anchor_weight", 2.0, Arm(apm="off"), "no anchor to weigh"),
+        ("anchor_weight", 2.0, Arm(), None),
         ("steps", 0, Arm(), "from 1 to 50"),
         ("steps", 2.5, Arm(), "whole number"),
         ("guidance", 2.5, Arm(), None),
@@ -109,6 +110,7 @@ def test_stage_3_has_switches_of_its_own():
     assert why_not(state, "blend_law", "B", Arm(), FOUND) is None
     assert "stage 2" not in why_not(state, "overlap", 12, Arm(chunk=12), FOUND)
     assert "belongs to stage 2" in why_not(state, "apm", "off", Arm(), FOUND)
+    assert LabState().set(stage=3).changes == {} and LabState(changes={"seed": 2}).set(stage=3).changes == {"seed": 2}
     assert "no trained enhancer" in why_not(state, "blend_law", "B", Arm(), FOUND - {"enhancer"})
 
 
@@ -120,6 +122,8 @@ def test_all_problems_are_told_before_anything_runs(bench):
         assert part in str(error.value)
     assert "no switch colour" in problems(LabState(changes={"colour": 1}), FOUND)[0]
     assert "stage: expected 2 or 3" in problems(LabState(stage=1), FOUND)[0]
+    assert "belongs to stage 3" in problems(LabState(changes={"blend_law": "B"}), FOUND)[0]
+    assert problems(LabState(Arm(anchor_weight=2.0), {"apm": "off"}), FOUND) == []
     assert problems(LabState(), FOUND) == [] and check(LabState(), FOUND) == LabState()
 
 
@@ -148,17 +152,19 @@ PAIRS = {
     "no APM": {"apm": "off"},
     "grey anchor": {"apm": "grey"},
     "last frame": {"apm": "last"},
-    "guidance": {"guidance": 1.0, "anchor_guidance": 1.0},
-    "three branches": {"anchor_guidance": 5.0},
-    "no APM, three branches": {"apm": "off", "guidance": 2.0, "anchor_guidance": 2.0},
+    "guidance": {"guidance": 1.0},
+    "three branches": {"anchor_weight": 2.0},
+    "no APM, other guidance": {"apm": "off", "guidance": 2.0},
     "prompt and seed": {"prompt": OTHER, "seed": 7},
     "other steps": {"steps": 3},
     "other sampler": {"sampler": "ddim, eta 1"},
 }
 
 
-def alone(arm: Arm, first: torch.Tensor, bench: Bench, chunks: int) -> np.ndarray:
-    """What the library's streaming loop makes of an arm by itself."""
+@functools.lru_cache
+def alone(arm: Arm, bench: Bench, chunks: int) -> np.ndarray:
+    """What the library's streaming loop makes of an arm by itself, from the first chunk of the default scene."""
+    first = scene_of(Arm()).frames(16)[None]
     models, pipe = models_of(arm, bench), bench.pipe
     grey = torch.zeros_like(first[:, :1]) if arm.apm == "grey" else None
     state, blocks = start_stream(models, first, arm.seed, grey, 8), [first]
@@ -173,9 +179,8 @@ def test_each_arm_of_a_batch_is_what_the_loop_makes_of_it_alone(pair, bench):
     chunks = 2 if pair in ("memories", "last frame") else 1
     state = LabState(Arm(steps=2), PAIRS[pair], frames=16 + 8 * chunks)
     found = lab_run.run(state, bench)
-    first = scene_of(state.baseline).frames(16)[None]
     for who, arm in state.arms.items():
-        want = alone(arm, first, bench, chunks).astype(int)
+        want = alone(arm, bench, chunks).astype(int)
         assert np.abs(found.videos[who] - want).max() <= 2, who  # grey levels of 255
     assert (found.videos["baseline"][:16] == found.videos["ablated"][:16]).all()
     assert (found.videos["baseline"][16:] != found.videos["ablated"][16:]).any()
@@ -183,16 +188,16 @@ def test_each_arm_of_a_batch_is_what_the_loop_makes_of_it_alone(pair, bench):
 
 def test_equal_sampling_shares_the_batch_and_both_sample_eta_noise_of_their_own(bench):
     state = LabState(Arm(steps=2, sampler="ddim, eta 1"), {"seed": 1}, frames=24)
-    found, first = lab_run.run(state, bench), scene_of(state.baseline).frames(16)[None]
+    found = lab_run.run(state, bench)
     for who, arm in state.arms.items():
-        assert np.abs(found.videos[who] - alone(arm, first, bench, 1).astype(int)).max() <= 2
+        assert np.abs(found.videos[who] - alone(arm, bench, 1).astype(int)).max() <= 2
     assert lab_run._groups(list(state.arms.values()), [0, 1]) == [[0, 1]]
 
 
 def test_without_changes_the_arms_are_the_same(bench):
     found = lab_run.run(QUICK.ablate(), bench)
-    assert (found.videos["baseline"] == found.videos["ablated"]).all()
-    assert all(v == 0 or math.isnan(v) for v in found.differences().values())
+    assert np.abs(found.videos["baseline"].astype(int) - found.videos["ablated"]).max() <= 1
+    assert all(abs(v) < 0.05 or math.isnan(v) for v in found.differences().values())
 
 
 @pytest.mark.parametrize("law", [*LAWS, *NAIVE])
@@ -249,9 +254,9 @@ def test_a_trained_rival_is_loaded_and_run(bench, tmp_path):
     (tmp_path / "cam" / "config.json").write_text("{}")
     own = Bench(bench.pipe, folder=tmp_path)
     state = LabState(Arm(steps=2, apm="off"), {"conditioning": "add_cond"}, frames=24)
-    found, first = lab_run.run(state, own), scene_of(state.baseline).frames(16)[None]
+    found = lab_run.run(state, own)
     for who, arm in state.arms.items():
-        assert np.abs(found.videos[who] - alone(arm, first, own, 1).astype(int)).max() <= 2
+        assert np.abs(found.videos[who] - alone(arm, own, 1).astype(int)).max() <= 2
     assert (found.videos["baseline"] != found.videos["ablated"]).any()
 
 

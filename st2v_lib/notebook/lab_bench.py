@@ -24,7 +24,7 @@ from st2v_lib.world.captions import parse_prompt
 from st2v_lib.world.scene import sample_scene, split_of
 
 
-@dataclass
+@dataclass(eq=False)
 class Bench:
     """The networks of the lab, loaded once.
 
@@ -100,7 +100,7 @@ def models_of(arm: Arm, bench: Bench) -> Models:
 def sampling_of(arm: Arm) -> SamplingConfig:
     """An arm's sampling numbers."""
     sampler, eta = SAMPLERS[arm.sampler]
-    return SamplingConfig(sampler, arm.steps, eta, float(arm.guidance), float(arm.anchor_guidance))
+    return SamplingConfig(sampler, arm.steps, eta, float(arm.guidance), float(arm.guidance * arm.anchor_weight))
 
 
 def enhancer_config(arm: Arm, config: EnhancerConfig) -> EnhancerConfig:

@@ -9,9 +9,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from st2v_lib.notebook.lab_state import FIRST, FRAMES, SWITCHES, LabState, no_scene, why_not
+from st2v_lib.notebook.lab_state import FIRST, FRAMES, SWITCHES, LabState, idle, no_scene, why_not
 
-LABEL = {"width": "150px"}
+LABEL = {"flex": "0 0 140px"}
 HEADS = {
     "training": "Decided in training: another choice needs other weights",
     "inference": "Decided at inference: the same weights, used otherwise",
@@ -79,7 +79,7 @@ class Controls:
             return Choice(switch.values, lambda value: self._switch(name, value))
         if name == "prompt":
             box = widgets.Text(continuous_update=False, layout={"width": "30em"})
-        elif name in ("guidance", "anchor_guidance"):
+        elif name in ("guidance", "anchor_weight"):
             box = widgets.BoundedFloatText(min=switch.low, max=switch.high, step=0.5, layout={"width": "90px"})
         else:
             box = widgets.BoundedIntText(min=int(switch.low), max=int(switch.high), layout={"width": "90px"})
@@ -110,18 +110,18 @@ class Controls:
             control.show(value, reasons)
         else:
             control.value = value
-            control.disabled = SWITCHES[name].stage not in (0, self.state.stage)
+            control.disabled = idle(self.state, name, arm) is not None
         groups: dict[str, list[str]] = {}
         for v, reason in reasons.items():
             if reason:
                 groups.setdefault(reason, []).append(str(v))
-        choice = isinstance(control, Choice) and SWITCHES[name].stage in (0, self.state.stage)
+        choice = isinstance(control, Choice) and not idle(self.state, name, arm)
         lines = [f"{', '.join(vs)}: {reason}" if choice else reason for reason, vs in groups.items()]
         self.why[name].value = f'<span style="color:#888;font-size:11px">{html.escape("; ".join(lines))}</span>'
 
     def _lab_field(self, name: str, value: Any) -> None:
         if not self._showing:
-            self.on_change(dataclasses.replace(self.state, **{name: value}))
+            self.on_change(self.state.set(**{name: value}))
 
     def _switch(self, name: str, value: Any) -> None:
         if self._showing:

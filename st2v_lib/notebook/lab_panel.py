@@ -72,7 +72,7 @@ class LabPanel:
         self.status, self.caption, self.code, self.table = (widgets.HTML() for _ in range(4))
         self.picture, self.slices, self.curves = (widgets.Image(format="png") for _ in range(3))
         for image in (self.picture, self.slices, self.curves):
-            image.layout.align_self, image.layout.max_width = "flex-start", "100%"
+            image.layout.align_self, image.layout.max_width, image.layout.display = "flex-start", "100%", "none"
         self.play = widgets.Play(min=0, max=1, interval=125, repeat=True)
         self.frame = widgets.IntSlider(min=0, max=1, description="frame", layout={"width": "420px"})
         self.row = widgets.FloatSlider(
@@ -137,10 +137,14 @@ class LabPanel:
         return None if self._stopping else self.result
 
     def show(self, result: LabResult) -> None:
-        """Shows a result."""
+        """Shows a result, the first one from just after a seam on."""
+        seam = 0 if self.result is not None else min(seams[0] if seams else 0 for seams in result.seams.values()) + 2
         self.result, self._frames = result, views.players(result)
         self.known[result.state.key()] = result
         self.frame.max = self.play.max = len(self._frames) - 1
+        self.frame.value = seam or self.frame.value
+        for image in (self.picture, self.slices, self.curves):
+            image.layout.display = "block"
         self.curves.value, self.table.value = views.curves(result), views.table(result)
         self._show_frame()
         self._say_caption()

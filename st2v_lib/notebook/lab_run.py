@@ -37,7 +37,7 @@ from st2v_lib.video_io import as_frames
 RECORDED = {  # what is precomputed: a name and a state each
     "memories": LabState(),
     "apm": LabState(changes={"apm": "off"}),
-    "guidance": LabState(changes={"guidance": 1.0, "anchor_guidance": 1.0}),
+    "guidance": LabState(changes={"guidance": 1.0}),
     "steps": LabState(changes={"steps": 3}),
     "blending": LabState(changes={"blend_law": "B"}, stage=3),
 }

@@ -59,9 +59,9 @@ SWITCHES = {
     "sampler": Switch("sampler", "the numerical method of denoising", 2, "inference", tuple(SAMPLERS)),
     "steps": Switch("steps", "denoising steps of each chunk", 2, "inference", low=1, high=50),
     "guidance": Switch("guidance", "weight of the prompt (1: none)", 2, "inference", low=0, high=15),
-    "anchor_guidance": Switch(
-        "anchor's guidance", "weight of APM's anchor; equal to the prompt's in the paper", 2, "inference",
-        low=0, high=15,
+    "anchor_weight": Switch(
+        "anchor's weight", "guidance by APM's anchor over that by the prompt; 1 in the paper, 0: not at all",
+        2, "inference", low=0, high=5,
     ),
     "blend_law": Switch(
         "blending", "B, B+S: chunks on their own, without and with shared noise; code, paper: randomized, two laws",
@@ -84,7 +84,7 @@ class Arm:
     sampler: str = "dpm++"
     steps: int = 8
     guidance: float = 3.0
-    anchor_guidance: float = 3.0
+    anchor_weight: float = 1.0
     blend_law: str = "code"
     chunk: int = 24
     overlap: int = 8
@@ -130,8 +130,10 @@ class LabState:
     def set(self, **new: Any) -> LabState:
         """A copy with lab fields (``stage``, ``frames``, ``first``, ``changes``) or switches of the baseline changed.
 
-        What the ablated arm does not change follows.
+        What the ablated arm does not change follows; changes of the other stage are dropped with a new ``stage``.
         """
+        if "stage" in new and "changes" not in new:
+            new["changes"] = {n: v for n, v in self.changes.items() if SWITCHES[n].stage in (0, new["stage"])}
         arm = {name: value for name, value in new.items() if name in SWITCHES}
         rest = {name: value for name, value in new.items() if name not in SWITCHES}
         return dataclasses.replace(self, **{"baseline": dataclasses.replace(self.baseline, **arm), **rest}).tidy()
@@ -160,6 +162,16 @@ def found_weights(folder: Path | None = None) -> frozenset[str]:
     return frozenset(own | {path.parent.name for path in folder.glob("arms/*/config.json")})
 
 
+def idle(state: LabState, name: str, arm: Arm) -> str | None:
+    """Why a switch does nothing in that arm, whatever it says; ``None``: it does something."""
+    switch = SWITCHES[name]
+    if switch.stage not in (0, state.stage):
+        return f"it belongs to stage {switch.stage}, and stage {state.stage} is run"
+    if name == "anchor_weight" and arm.apm == "off":
+        return "without APM there is no anchor to weigh"
+    return None
+
+
 def why_not(state: LabState, name: str, value: Any, arm: Arm, found: frozenset[str]) -> str | None:
     """Why a switch cannot take a value in that arm: one sentence with the way out, or ``None``: it can.
 
@@ -170,21 +182,19 @@ def why_not(state: LabState, name: str, value: Any, arm: Arm, found: frozenset[s
         found: see ``found_weights``.
     """
     switch = SWITCHES[name]
-    if switch.stage not in (0, state.stage):
-        return f"it belongs to stage {switch.stage}, and stage {state.stage} is run"
+    if reason := idle(state, name, arm):
+        return reason
     if switch.values and value not in switch.values:
         return f"{value!r} is not one of {', '.join(switch.values)}"
     if switch.values:
         return _not_trained(name, value, arm, found)
     if name == "prompt":
         return None if isinstance(value, str) and value.strip() else "the prompt is empty"
-    whole = name not in ("guidance", "anchor_guidance")
+    whole = name not in ("guidance", "anchor_weight")
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return f"expected a {'whole ' if whole else ''}number, got {value!r}"
     if not switch.low <= value <= switch.high:
         return f"expected a number from {switch.low:g} to {switch.high:g}, got {value:g}"
-    if name == "anchor_guidance" and arm.apm == "off" and value != arm.guidance:
-        return "without APM there is no anchor to weigh"
     if name == "overlap" and value >= arm.chunk:
         return f"two chunks of {arm.chunk} frames cannot share {value}: every chunk has to add a frame"
     return None
@@ -192,7 +202,7 @@ def why_not(state: LabState, name: str, value: Any, arm: Arm, found: frozenset[s
 
 def _not_trained(name: str, value: str, arm: Arm, found: frozenset[str]) -> str | None:
     if name == "conditioning" and value != "none" and value not in found:
-        return f"no trained weights shipped; st2v train {value} makes some"
+        return "no trained weights shipped; st2v train NAME makes some"
     if name == "conditioning" and value != "cam" and arm.apm != "off":
         return "APM was trained beside CAM and beside nothing else: switch the long-term memory off first"
     if name == "apm" and value != "off" and "apm" not in found:
@@ -230,7 +240,8 @@ def problems(state: LabState, found: frozenset[str]) -> list[str]:
         out.append(f"first: {reason}; or let the first chunk be generated")
     for who, arm in state.arms.items():
         for name, switch in SWITCHES.items():
-            if switch.stage in (0, state.stage) or name in state.changes:
+            changed = who == "ablated" and name in state.changes
+            if changed or not idle(state, name, arm):
                 if reason := why_not(state, name, getattr(arm, name), arm, found):
                     out.append(f"{who}, {switch.label}: {reason}")
     return out

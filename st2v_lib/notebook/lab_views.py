@@ -118,4 +118,6 @@ def changes(state: LabState) -> str:
 
 
 def _number(value: float, sign: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{value:{'+' if sign else ''}.3g}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:+.3g}" if sign and abs(value) > 1e-9 else f"{value:.3g}"
