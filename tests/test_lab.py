@@ -79,6 +79,8 @@ def test_the_snippet_names_the_config_of_a_pipeline():
     assert snippet(LabState()).endswith('pipe.cfg.replace(apm=None, conditioning="none")')
     assert 'replace(anchor="last")' in snippet(LabState(changes={"apm": "last"}))
     assert "pipe.cfg" not in snippet(LabState(changes={"steps": 3}))
+    rival = snippet(LabState(changes={"conditioning": "add_cond", "apm": "off"}))
+    assert "pipe.cfg" not in rival and "arms/add_cond" in rival
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_stage_3_in_steps_equals_the_library(law, frames, chunk, overlap):
     [
         QUICK,
         QUICK.ablate(steps=3).set(first="generated", frames=32),
-        LabState(QUICK.baseline, {"blend_law": "B", "overlap": 4}, 3, 32),
+        LabState(Arm(enhancer_steps=2, chunk=12, overlap=4), {"blend_law": "B", "overlap": 2}, 3, 24),
         LabState(QUICK.baseline, {"chunk": 16}, 3, 24, "generated"),
     ],
 )
@@ -368,6 +370,9 @@ def test_what_cannot_be_run_disables_run_and_says_why(panel):
     assert panel.run_button.disabled and "one sprite" in panel.status.value
     panel.controls.first.value = "generated"
     assert not panel.run_button.disabled and panel.state.ablated.prompt == "a cat"
+    assert "no word for: cat" in panel.status.value and "answer sooner" not in panel.status.value
+    panel.set(frames=80, steps=30)
+    assert "answer sooner" in panel.status.value
 
 
 def test_an_error_is_told_and_raised(panel, monkeypatch):

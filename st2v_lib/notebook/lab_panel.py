@@ -27,9 +27,10 @@ from st2v_lib.notebook import lab_views as views
 from st2v_lib.notebook.lab_controls import Controls
 from st2v_lib.notebook.lab_record import LabResult, recorded, weights_mark
 from st2v_lib.notebook.lab_run import Bench, Tick, load_bench, run_steps, work
-from st2v_lib.notebook.lab_state import LabState, found_weights, problems, snippet
+from st2v_lib.notebook.lab_state import LabState, found_weights, notes, problems, snippet
 
 SECONDS = 0.25  # for a denoising step of one arm, until a run has told better
+PATIENCE = 15  # seconds after which an answer is late
 BREATH = 0.01  # seconds between two steps in which buttons are heard
 
 
@@ -162,15 +163,21 @@ class LabPanel:
         known = self.known.get(self.state.key())
         if known is not None and known is not self.result:
             self.show(known)
-        about = f"{ticks} steps, about {max(1, round(cost * self.seconds))} s here"
         if not self.is_running:
-            self._say(*(f"cannot be run: {line}" for line in dict.fromkeys(wrong)) if wrong else [about])
+            self._say(*([f"cannot be run: {line}" for line in dict.fromkeys(wrong)] or self._about(ticks, cost)))
         self._say_caption()
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
+    def _about(self, ticks: int, cost: float) -> list[str]:
+        seconds = max(1, round(cost * self.seconds))
+        long = "; fewer frames or steps answer sooner" if seconds > PATIENCE else ""
+        return [f"{ticks} steps, about {seconds} s here{long}", *notes(self.state)]
+
     def _to(self, state: LabState) -> LabPanel:
         self.state = state.tidy()
+        if not self.is_running:
+            self.progress.value = 0
         self.refresh()
         return self
 

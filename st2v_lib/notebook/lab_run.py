@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from st2v_lib.notebook.lab_batch import ArmChunk, enhance_steps, joint_chunk
 from st2v_lib.notebook.lab_bench import Bench, enhancer_config, load_bench, models_of, sampling_of, scene_of, start_of
 from st2v_lib.notebook.lab_record import LabResult, recorded, save, weights_mark
 from st2v_lib.notebook.lab_score import score
-from st2v_lib.notebook.lab_state import CHUNK, Arm, LabState, check
+from st2v_lib.notebook.lab_state import CHUNK, Arm, LabState, check, notes
 from st2v_lib.pipeline import ENHANCER_COST
 from st2v_lib.sampling import chunk_generator
 from st2v_lib.stages import ENHANCER_NOISE, base_steps
@@ -59,6 +60,8 @@ def run(state: LabState, bench: Bench | None = None) -> LabResult:
         InputError: for a state that cannot be run, before anything is computed.
     """
     steps = run_steps(state, bench or load_bench())
+    for note in notes(state):
+        warnings.warn(note, stacklevel=2)
     while True:
         try:
             next(steps)

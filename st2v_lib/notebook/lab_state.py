@@ -248,25 +248,32 @@ def problems(state: LabState, found: frozenset[str]) -> list[str]:
 
 
 def check(state: LabState, found: frozenset[str]) -> LabState:
-    """The state, if it can be run; warns of words that the sprite world does not know.
+    """The state, if it can be run.
 
     Raises:
         InputError: it cannot; every reason is named.
     """
     if found_problems := problems(state, found):
         raise InputError("; ".join(dict.fromkeys(found_problems)))
+    return state
+
+
+def notes(state: LabState) -> list[str]:
+    """What a person should know of the prompts of a state that can be run: words that this world does not have."""
     from st2v_lib.world.captions import check_prompt
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("once")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
         for arm in state.arms.values():
             check_prompt(arm.prompt)
-    return state
+    return list(dict.fromkeys(str(warning.message) for warning in heard))
 
 
 def snippet(state: LabState) -> str:
     """Python that runs this state again, and the config of the ablated arm for a pipeline."""
     arm = state.ablated
+    if arm.conditioning not in ("cam", "none"):  # the lab alone looks for them
+        return "\n".join([*_lines(state), f"result = run(state)  # its weights: arms/{arm.conditioning}"])
     config = [] if arm.apm in ("first", "grey") else ["apm=None" if arm.apm == "off" else 'anchor="last"']
     config += [] if arm.conditioning == "cam" else [f'conditioning="{arm.conditioning}"']
     tail = [f"# the ablated memories in a pipeline: pipe.cfg = pipe.cfg.replace({', '.join(config)})"] if config else []
