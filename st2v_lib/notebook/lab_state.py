@@ -82,7 +82,7 @@ class Arm:
     conditioning: str = "cam"
     apm: str = "first"
     sampler: str = "dpm++"
-    steps: int = 8
+    steps: int = 6
     guidance: float = 3.0
     anchor_weight: float = 1.0
     blend_law: str = "code"
