@@ -6,6 +6,7 @@ stock diffusers classes with their stock parameter names, so public weights load
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,31 @@ from torch import Tensor, nn
 from st2v_lib.config import UNetConfig, VaeConfig
 
 Injector = Callable[[Tensor, Tensor], Tensor]
+
+
+class FrameConv(nn.Conv3d):
+    """A convolution over frames alone, kernel (k, 1, 1). On CUDA it runs as a 2-D one, over frames and all pixels.
+
+    cuDNN's 3-D kernels are made for other shapes. Parameters, names and results up to round-off are ``Conv3d``'s; on
+    a CPU it is ``Conv3d``, bit for bit.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b c f h w`` to the same."""
+        return self.as_2d(x) if x.is_cuda else super().forward(x)
+
+    def as_2d(self, x: Tensor) -> Tensor:
+        """The convolution with the pixels in one row."""
+        out = F.conv2d(x.flatten(3), self.weight[..., 0], self.bias, padding=(self.padding[0], 0))
+        return out.unflatten(3, x.shape[3:])
+
+
+def use_frame_convs(net: nn.Module) -> None:
+    """Makes every 3-D convolution over frames alone a :class:`FrameConv`, weights and names unchanged."""
+    for module in net.modules():
+        plain = type(module) is nn.Conv3d and module.stride == (1, 1, 1) and module.groups == 1
+        if plain and module.kernel_size[1:] == (1, 1) and module.padding[1:] == (0, 0) and module.dilation == (1, 1, 1):
+            module.__class__ = FrameConv
 
 
 class PatchedAutoencoderKL(AutoencoderKL):
@@ -221,6 +247,11 @@ class StreamingUNet(UNet3DConditionModel):
     """
 
     injectors: Sequence[Injector] | nn.ModuleList | None = None
+
+    @functools.wraps(UNet3DConditionModel.__init__)  # diffusers reads the config's names off the signature
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        use_frame_convs(self)
 
     def set_injectors(self, injectors: Sequence[Injector] | nn.ModuleList | None) -> None:
         """Sets one injector for each skip, in the down path's order, and a last one for the mid block's output.

@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from st2v_lib.backbone import StreamingUNet, check_video, encoder_half
+from st2v_lib.backbone import StreamingUNet, check_video, encoder_half, use_frame_convs
 from st2v_lib.config import CamConfig, UNetConfig
 
 _ENCODER_HALF = ("conv_in", "time_proj", "time_embedding", "transformer_in", "down_blocks", "mid_block")
@@ -80,6 +80,7 @@ class CamExtractor(ModelMixin, ConfigMixin):
         donor = UNet3DConditionModel(**unet)
         for name in _ENCODER_HALF:
             setattr(self, name, getattr(donor, name))
+        use_frame_convs(self)
         self.cond_encoder = CondEncoder(tuple(cond_channels), unet["block_out_channels"][0])
 
     @classmethod

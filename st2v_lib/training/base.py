@@ -27,6 +27,7 @@ from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
 TURNS = ((16, 8), (16, 8), (16, 8), (1, 64))  # frames and batch size of the steps, in turn
+MOST_IMAGES = 1000  # of 8x8 cells: attention kernels take batches of less than 65 536
 IMAGES, IMAGE_PREFILL = 128, 1536  # images a step, and those made before the first
 STILLS = 131072  # images kept
 
@@ -119,10 +120,10 @@ def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"base/{seed}/{rank}/{n}")
         frames, count = TURNS[n % len(TURNS)]
-        pool = clips(rank, n), stills(rank, n)
-        latents, mask, scenes, _, _ = pool[frames == 1].draw(
-            rng, max(1, round(count * batch_scale)), frames, in_sight=IN_SIGHT if frames > 1 else 0.0
-        )
+        pool, count = (clips(rank, n), stills(rank, n))[frames == 1], max(1, round(count * batch_scale))
+        if frames == 1:
+            count = min(count, MOST_IMAGES)
+        latents, mask, scenes, _, _ = pool.draw(rng, count, frames, in_sight=IN_SIGHT if frames > 1 else 0.0)
         return {"latents": latents, "mask": mask, "ids": captions(scenes, rng, TEXT_DROPOUT)}
 
     return batch

@@ -35,6 +35,7 @@ from st2v_lib.world.scene import MOTIONS, PATTERNS, SHAPES, SIZE_RANGE, Scene, S
 GROUP = 8
 BATCH = 128
 KEPT = 8192  # pairs of each kind
+WORD_WEIGHT, WORD_SCALE = 0.5, 10.0
 
 
 def make_clip(cfg: ClipConfig) -> CLIPModel:
@@ -75,11 +76,22 @@ def text_embeds(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 class ClipStep(nn.Module):
-    """The symmetric contrastive loss over all pairs of the batch."""
+    """The symmetric contrastive loss over all pairs of the batch, and a loss that keeps words apart.
+
+    What one frame cannot show, a motion, and what pictures teach slowly, a shape, hardly changes the hidden states of a
+    contrastive text encoder (measured: 0.3 to 1.4 of their norm of 11, a colour 14), and a base that reads them cannot
+    follow such words. Text encoders trained on rich text tell all words apart. Here each token's hidden state has to
+    name its word, by direction.
+    """
 
     def __init__(self, model: CLIPModel):
         super().__init__()
         self.model = model
+        text = model.config.text_config
+        self.words = nn.Parameter(
+            torch.randn(text.vocab_size, text.hidden_size),
+            requires_grad=any(p.requires_grad for p in model.text_model.parameters()),
+        )
 
     def forward(self, batch: dict[str, torch.Tensor]):
         images = F.normalize(image_embeds(self.model, batch["frames"]).float(), dim=-1)
@@ -87,7 +99,18 @@ class ClipStep(nn.Module):
         logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        return loss, {"top1": (logits.argmax(1) == target).float().mean().detach()}
+        found = {"top1": (logits.argmax(1) == target).float().mean().detach()}
+        if self.words.requires_grad:
+            words = self.word_loss(batch["prompts"])
+            loss, found["words"] = loss + WORD_WEIGHT * words, words.detach()
+        return loss, found
+
+    def word_loss(self, ids: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each token's own word, from the angle between its hidden state and the word's vector."""
+        hidden = F.normalize(self.model.text_model(input_ids=ids).last_hidden_state.float(), dim=-1)
+        logits = WORD_SCALE * hidden @ F.normalize(self.words.float(), dim=-1).T
+        pad = self.model.config.text_config.pad_token_id
+        return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=pad)
 
 
 def _relatives(rng: random.Random) -> tuple[list[Scene], list[int]]:
@@ -187,6 +210,12 @@ class PairPool:
         picks = [GROUP * r + i for r in runs for i in range(GROUP)]
         return {"frames": self.frames[picks].float(), "ids": self.ids[picks]}
 
+    def some_ids(self, rng: random.Random, count: int) -> torch.Tensor:
+        """Captions alone, of pairs that the pool holds."""
+        if not self.made:
+            self.draw(rng, count)
+        return self.ids[[rng.randrange(min(self.made, KEPT)) for _ in range(count)]]
+
 
 def make_batch(seed: int, batch_scale: float = 1.0, device: torch.device | str = "cpu"):
     """Batch number ``n``, of the kinds in turn."""
@@ -197,6 +226,7 @@ def make_batch(seed: int, batch_scale: float = 1.0, device: torch.device | str =
         rng = random.Random(f"clip/{seed}/{rank}/{n}")
         out = pools[KINDS[n % len(KINDS)]].draw(rng, count)
         noise = torch.Generator(device).manual_seed(rng.randrange(2**31))
+        out["prompts"] = pools["sparse"].some_ids(rng, count)
         out["frames"] += 0.03 * torch.randn(out["frames"].shape, generator=noise, device=device)
         return out
 

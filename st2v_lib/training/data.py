@@ -202,5 +202,5 @@ class Captioner:
         """Ids ``(n, text_len)``; with probability ``dropout`` a caption is empty."""
         texts = ["" if rng.random() < dropout else sparse_caption(s, rng.randrange(99)) for s in scenes]
         if new := list({t for t in texts if t not in self.known}):
-            self.known |= zip(new, tokenize(self.tokenizer, new))
-        return torch.stack([self.known[t] for t in texts])
+            self.known |= zip(new, tokenize(self.tokenizer, new).tolist())
+        return torch.tensor([self.known[t] for t in texts])

@@ -232,6 +232,32 @@ def test_crops_lie_around_sprites_and_match_their_masks():
     assert cut["mask"].flatten(1).any(1)[shown].all()
 
 
+def test_words_are_told_apart_before_pictures_teach_them():
+    """A few steps of the word loss turn the hidden states of two motions away from each other."""
+    torch.manual_seed(0)
+    model = clip.make_clip(TINY.clip)
+    step = clip.ClipStep(model)
+    tokenizer = clip.make_tokenizer()
+    ids = clip.tokenize(
+        tokenizer, [f"a red {s} {v} over plain blue" for s in clip.SHAPES for v in ("bounces", "orbits")]
+    )
+
+    def apart():
+        with torch.no_grad():
+            hidden = nn.functional.normalize(model.text_model(input_ids=ids).last_hidden_state, dim=-1)
+        return float(1 - (hidden[0, 4] * hidden[1, 4]).sum())  # the verb's own place
+
+    before = apart()
+    optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        step.word_loss(ids).backward()
+        optimizer.step()
+    assert apart() > max(0.3, 3 * before)
+    model.text_model.requires_grad_(False)
+    assert not clip.ClipStep(model).words.requires_grad  # nothing left to teach
+
+
 def test_budgets_name_phases_and_minutes():
     assert cli.budgets(None, "cam", 3.0) == {"cam": 3.0}
     assert abs(sum(cli.budgets(None, "all", 9.0).values()) - 9.0) < 1e-9

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from st2v_lib.apm import Apm
 from st2v_lib.backbone import (
+    FrameConv,
     PatchedAutoencoderKL,
     StreamingUNet,
     decode_latents,
@@ -243,3 +244,14 @@ def test_tiny_config_agrees_with_itself():
     assert TINY.cam.text_len == TINY.apm.text_len
     assert TINY.vae.latent_channels == TINY.unet.in_channels == TINY.unet.out_channels
     assert TINY.vae.downscale == 2 ** (len(TINY.cam.cond_channels) - 1)
+
+
+@torch.no_grad()
+def test_convolutions_over_frames_run_in_two_dimensions_where_that_is_faster():
+    """All temporal convolutions of the UNet and of CAM are FrameConv, whose two ways agree; none lies in the VAE."""
+    unet, cam, _ = build(THREE_LEVELS)
+    for net in (unet, cam):
+        convs = [m for m in net.modules() if isinstance(m, torch.nn.Conv3d)]
+        assert convs and all(type(m) is FrameConv for m in convs)
+        x = torch.randn(2, convs[0].in_channels, 5, 4, 6)
+        torch.testing.assert_close(convs[0].as_2d(x), torch.nn.Conv3d.forward(convs[0], x), rtol=1e-5, atol=1e-5)
