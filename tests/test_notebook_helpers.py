@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,16 +195,36 @@ def test_rewrite_puts_both_in(tmp_path):
 def test_requirements_leave_torch_and_numpy_alone(monkeypatch):
     names = setup.requirements()
     assert {"torch", "numpy", "mediapy"} <= set(names)
-    monkeypatch.setattr(setup, "version", lambda name: None if name in ("torch", "numpy", "mediapy") else "1")
+    lacks = ("torch", "numpy", "mediapy", "jupyterlab")
+    monkeypatch.setattr(setup, "version", lambda name: None if name in lacks else "999")
     assert setup.missing() == [names["mediapy"]]
     with pytest.raises(RuntimeError, match="torch and numpy must be there"):
         setup.install_missing()
 
 
 def test_nothing_is_installed_where_nothing_is_missing(monkeypatch):
-    monkeypatch.setattr(setup, "version", lambda name: "1")
+    monkeypatch.setattr(setup, "version", lambda name: "999")
     monkeypatch.setattr(setup.subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
     assert setup.install_missing() == []
+
+
+def test_old_packages_are_renewed_unless_held_or_in_use(monkeypatch, capsys):
+    """As in Colab: numpy, the widgets and what the kernel has imported stay; an old diffusers does not."""
+    have = {"numpy": "2.0.2", "ipywidgets": "7.7.1", "psutil": "5.9.5", "diffusers": "0.36.9", "torch": "2.9.0+cu126"}
+    monkeypatch.setattr(setup, "version", lambda name: have.get(name, "999"))
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    assert set(setup.too_old()) == {"numpy", "ipywidgets", "psutil", "diffusers"}
+    seen = {}
+
+    def pip(command, **options):
+        seen.update(wanted=command[7:], held=Path(command[6]).read_text().split())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(setup.subprocess, "run", pip)
+    assert setup.install_missing() == seen["wanted"] == [setup.requirements()["diffusers"]]
+    assert {"torch==2.9.0+cu126", "numpy==2.0.2", "ipywidgets==7.7.1"} <= set(seen["held"])
+    assert "left: numpy 2.0.2, ipywidgets 7.7.1, psutil 5.9.5" in capsys.readouterr().out
 
 
 def test_environment_prints_five_lines(capsys):
