@@ -146,6 +146,8 @@ def check_video(video: Tensor, name: str = "video") -> Tensor:
         raise ValueError(f"{name}: expected shape (b, f, 3, h, w), got {tuple(video.shape)}")
     if not video.is_floating_point():
         raise ValueError(f"{name}: expected floating point values in [-1, 1], got {video.dtype}")
+    if video.is_cuda and torch.cuda.is_current_stream_capturing():
+        return video  # a graph is being recorded: there are no values yet
     low, high = (float(v) for v in video.aminmax())
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"{name}: expected values in [-1, 1], got [{low:.4g}, {high:.4g}]")

@@ -185,10 +185,10 @@ def test_arms_without_weights_say_what_to_do(random_weights):
 
 @pytest.fixture
 def small(monkeypatch):
-    from st2v_lib.training import apm, cam
+    from st2v_lib.training import apm, cam, data
 
+    monkeypatch.setattr(data, "PREFILL", 2)
     for module in (cam, apm):
-        monkeypatch.setattr(module, "PREFILL", 2)
         monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(apm, "RETURNING", 0.0)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 
 import torch
-from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from st2v_lib.apm import Apm, preprocess_for_clip
@@ -23,7 +22,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.cam import BATCH, seen_frames
 from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
-from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
+from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
 RETURNING = 0.4
@@ -31,7 +30,7 @@ ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of AP
 FROZEN_TEMPORAL = ("transformer_in", "temp_attentions", "temp_convs")
 
 
-class ApmStep(nn.Module):
+class ApmStep(DiffusionStep):
     """Denoising loss with both memories; the anchor's embedding is frozen CLIP's."""
 
     def __init__(
@@ -44,28 +43,26 @@ class ApmStep(nn.Module):
         apm: Apm,
         train_unet: bool = False,
     ):
-        super().__init__()
+        super().__init__(text_encoder)
         self.unet = unet.requires_grad_(train_unet)
         if train_unet:
             for name, parameter in unet.named_parameters():
                 parameter.requires_grad_(not any(part in name for part in FROZEN_TEMPORAL))
-        self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.image_encoder = image_encoder.requires_grad_(False).eval()
         self.cam, self.apm = cam.requires_grad_(True).attach(unet), apm.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
         self.text_len = cfg.apm.text_len
 
-    def forward(self, batch: dict[str, torch.Tensor]):
-        latents = batch["latents"]
-        with torch.no_grad():
-            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
-            size = self.image_encoder.config.image_size
-            anchor = preprocess_for_clip(batch["anchor"], size)
-            embeds = self.image_encoder(pixel_values=anchor).image_embeds
-        tokens = torch.cat([text, self.apm(embeds)], dim=1)
-        noise = torch.randn_like(latents)
-        t = random_timesteps(self.scheduler, len(latents), latents.device)
-        x, target = noised(self.scheduler, latents, noise, t)
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch with text tokens in place of ids and the anchor's embedding in place of its frame."""
+        batch = super().prepare(batch)
+        anchor = preprocess_for_clip(batch.pop("anchor"), self.image_encoder.config.image_size)
+        return batch | {"embeds": self.image_encoder(pixel_values=anchor).image_embeds}
+
+    def loss(self, batch: dict[str, torch.Tensor]):
+        tokens = torch.cat([batch["text"], self.apm(batch["embeds"])], dim=1)
+        x, t, target = at_random_levels(self.scheduler, batch["latents"])
         features = self.cam(x, t, tokens, cond=batch["cond"])
         loss = weighted_mse(self.unet(x, t, tokens, cam_features=features), target, batch["mask"])
         alphas = torch.stack([m.alpha.detach() for m in self.apm.mixes.values()])

@@ -15,14 +15,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.config import StreamingT2VConfig, UNetConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.data import Captioner, growing_pool
-from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
+from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
 
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
@@ -60,23 +59,19 @@ def inflate(unet: StreamingUNet, image_unet: UNet2DConditionModel) -> StreamingU
     return unet
 
 
-class ImageStep(nn.Module):
-    """Denoising loss of the 2-D twin with text; the text encoder is frozen."""
+class ImageStep(DiffusionStep):
+    """Denoising loss of the 2-D twin with text."""
 
     def __init__(
         self, cfg: StreamingT2VConfig, image_unet: UNet2DConditionModel, text_encoder: CLIPTextModelWithProjection
     ):
-        super().__init__()
-        self.unet, self.text_encoder = image_unet, text_encoder.requires_grad_(False).eval()
+        super().__init__(text_encoder)
+        self.unet = image_unet
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
 
-    def forward(self, batch: dict[str, torch.Tensor]):
-        latents = batch["latents"]
-        with torch.no_grad():
-            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
-        t = random_timesteps(self.scheduler, len(latents), latents.device)
-        x, target = noised(self.scheduler, latents, torch.randn_like(latents), t)
-        prediction = self.unet(x[:, :, 0], t, text, return_dict=False)[0].unsqueeze(2)
+    def loss(self, batch: dict[str, torch.Tensor]):
+        x, t, target = at_random_levels(self.scheduler, batch["latents"])
+        prediction = self.unet(x[:, :, 0], t, batch["text"], return_dict=False)[0].unsqueeze(2)
         return weighted_mse(prediction, target, batch["mask"]), {}
 
 
@@ -93,22 +88,17 @@ def make_image_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: floa
     return batch
 
 
-class BaseStep(nn.Module):
-    """Denoising loss of the UNet with text; the text encoder is frozen."""
+class BaseStep(DiffusionStep):
+    """Denoising loss of the UNet with text."""
 
     def __init__(self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False).eval()
+        super().__init__(text_encoder)
+        self.unet = unet
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
 
-    def forward(self, batch: dict[str, torch.Tensor]):
-        latents = batch["latents"]
-        with torch.no_grad():
-            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
-        noise = torch.randn_like(latents)
-        t = random_timesteps(self.scheduler, len(latents), latents.device)
-        x, target = noised(self.scheduler, latents, noise, t)
-        return weighted_mse(self.unet(x, t, text), target, batch["mask"]), {}
+    def loss(self, batch: dict[str, torch.Tensor]):
+        x, t, target = at_random_levels(self.scheduler, batch["latents"])
+        return weighted_mse(self.unet(x, t, batch["text"]), target, batch["mask"]), {}
 
 
 def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):

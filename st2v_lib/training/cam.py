@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 
 import torch
-from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents
@@ -20,7 +19,7 @@ from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.common import fast_math
 from st2v_lib.training.data import Captioner, growing_pool
-from st2v_lib.training.diffusion import noised, random_timesteps, weighted_mse
+from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
 from st2v_lib.world.render import render
 
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
@@ -28,27 +27,21 @@ TRIP_NOISE = 0.15  # largest deviation of the noise such latents get: at inferen
 BATCH = 8
 
 
-class CamStep(nn.Module):
+class CamStep(DiffusionStep):
     """Denoising loss of the frozen UNet with CAM, or with a rival in its place."""
 
     def __init__(
         self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection, cam: Cam | Rival
     ):
-        super().__init__()
+        super().__init__(text_encoder)
         self.unet = unet.requires_grad_(False).eval()
-        self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.cam = cam.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
 
-    def forward(self, batch: dict[str, torch.Tensor]):
-        latents = batch["latents"]
-        with torch.no_grad():
-            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
-        noise = torch.randn_like(latents)
-        t = random_timesteps(self.scheduler, len(latents), latents.device)
-        x, target = noised(self.scheduler, latents, noise, t)
-        features = self.cam(x, t, text, cond=batch["cond"])
-        return weighted_mse(self.unet(x, t, text, cam_features=features), target, batch["mask"]), {}
+    def loss(self, batch: dict[str, torch.Tensor]):
+        x, t, target = at_random_levels(self.scheduler, batch["latents"])
+        features = self.cam(x, t, batch["text"], cond=batch["cond"])
+        return weighted_mse(self.unet(x, t, batch["text"], cam_features=features), target, batch["mask"]), {}
 
 
 @torch.no_grad()

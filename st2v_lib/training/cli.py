@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return rivals.run(args, cfg, acc)
     for phase, budget in budgets(args.budget, args.phase, minutes).items():
         options = {} if phase == "reader" else {"batch_scale": args.batch_scale}
-        options |= {"compiled": args.compile, "seed": args.seed}
+        options |= {"compiled": args.compile, "graphed": args.graph, "seed": args.seed}
         train_phase(phase, cfg, out, budget, acc, resume=args.resume, **options)
     return 0
 
@@ -91,6 +91,7 @@ def train_phase(
     max_steps: int | None = None,
     seed: int = 0,
     compiled: bool = False,
+    graphed: bool = False,
     total_steps: int | None = None,
     **options: object,
 ) -> dict[str, float]:
@@ -106,6 +107,7 @@ def train_phase(
         max_steps: stop earlier.
         seed: of initialisation and data.
         compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
+        graphed: record each step as a CUDA graph.
         total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
@@ -133,7 +135,7 @@ def train_phase(
     if compiled:
         common.compile_blocks(step)
     ends = {"max_steps": max_steps, "total_steps": total_steps}
-    fit_config = common.FitConfig(**{**vars(fit_config), **ends, "seed": seed})
+    fit_config = common.FitConfig(**{**vars(fit_config), **ends, "seed": seed, "graphed": graphed})
     torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)
@@ -210,15 +212,16 @@ def _prepare(
 
     frozen = load(PatchedAutoencoderKL, out, "vae", acc.device).requires_grad_(False).eval()
     text = load(CLIPTextModelWithProjection, out, "text_encoder", acc.device)
+    rate = scaled(1e-3, options, most=1.0)
     if phase == "image":
         twin = quiet(saved(UNet2DConditionModel, "image_unet", lambda: base.make_image_unet(cfg.unet)))
-        batches, config = base.make_image_batch(frozen, seed, **options), fit(1e-3, decay=0.4, ema_decay=0.999)
+        batches, config = base.make_image_batch(frozen, seed, **options), fit(rate, decay=0.4, ema_decay=0.999)
         return base.ImageStep(cfg, twin, text), batches, config, lambda: save(twin, out / "image_unet"), None
     if phase == "base":
         unet = quiet(saved(StreamingUNet, "unet", lambda: make_unet(cfg.unet)))
         if (out / "image_unet").exists() and not (resume and (out / "unet").exists()):
             base.inflate(unet, load(UNet2DConditionModel, out, "image_unet", torch.device("cpu")))
-        module, config = base.BaseStep(cfg, unet, text), fit(1e-3, decay=0.4, ema_decay=0.999)
+        module, config = base.BaseStep(cfg, unet, text), fit(rate, decay=0.4, ema_decay=0.999)
         return module, base.make_batch(frozen, seed, **options), config, lambda: save(unet, out / "unet"), None
     if phase == "enhancer":
         unet = quiet(saved(StreamingUNet, "enhancer", lambda: make_unet(cfg.enhancer.unet)))
@@ -230,12 +233,12 @@ def _prepare(
         rival = quiet(saved(rival_class(phase), phase, lambda: rivals.prepare(phase, cfg, unet, frozen)))
         batches = rivals.make_batch(cfg, frozen, seed, **options)
         step = cam.CamStep(cfg, unet, text, rivals.with_vae(rival, frozen))
-        return step, batches, fit(faster(5e-4, options)), lambda: save(rival, out / phase), None
+        return step, batches, fit(scaled(5e-4, options)), lambda: save(rival, out / phase), None
     if phase == "cam":
         memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
         batches = cam.make_batch(cfg, frozen, seed, **options)
         step = cam.CamStep(cfg, unet, text, memory)
-        return step, batches, fit(faster(5e-4, options)), lambda: save(memory, out / "cam"), None
+        return step, batches, fit(scaled(5e-4, options)), lambda: save(memory, out / "cam"), None
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
     anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
@@ -245,13 +248,13 @@ def _prepare(
         save(memory, out / "cam")
         save(anchor, out / "apm")
 
-    config = fit(faster(3e-4, options))
+    config = fit(scaled(3e-4, options))
     return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, module.groups(config.lr)
 
 
-def faster(lr: float, options: dict) -> float:
-    """The memories' learning rate for larger batches: by the square-root rule, at most twice."""
-    return lr * min(2.0, max(1.0, float(options.get("batch_scale", 1.0))) ** 0.5)
+def scaled(lr: float, options: dict, most: float = 2.0) -> float:
+    """The learning rate for another batch size: by the square-root rule, at most ``most`` times."""
+    return lr * min(most, float(options.get("batch_scale", 1.0)) ** 0.5)
 
 
 def quiet(module: torch.nn.Module) -> torch.nn.Module:

@@ -22,12 +22,15 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from st2v_lib.training.graphed import GraphedPass
+
 
 @dataclass(frozen=True)
 class FitConfig:
     """How one phase is optimised. ``minutes`` is this run's budget; the learning rate falls over its last ``decay``.
 
-    With ``total_steps``, resumed ones included, it follows the steps, and ``minutes`` only ends this run.
+    With ``total_steps``, resumed ones included, it follows the steps, and ``minutes`` only ends this run. ``graphed``
+    records the step as a CUDA graph, where there is CUDA.
     """
 
     name: str
@@ -42,6 +45,7 @@ class FitConfig:
     max_steps: int | None = None
     total_steps: int | None = None
     seed: int = 0
+    graphed: bool = False
 
 
 def multiplies_bf16(device: torch.device | str) -> bool:
@@ -95,7 +99,7 @@ def fit(
     """Trains the trainable parameters of ``step_module`` and leaves their EMA in it.
 
     Args:
-        step_module: ``forward(batch) -> (loss, {name: scalar})``.
+        step_module: ``forward(batch) -> (loss, {name: scalar})``; if it has a ``prepare(batch)``, that comes first.
         make_batch: ``(rank, n) -> batch`` of tensors, moved to the device here.
         cfg: the budget and the optimiser's numbers.
         run_dir: where ``state.pt`` (resumed when present) and ``log.csv`` go.
@@ -126,6 +130,16 @@ def fit(
             ema.load_state_dict(state["ema"])
     ema.to(acc.device)
     wrapped, optimizer = acc.prepare(step_module, optimizer)
+
+    def one_pass(batch: dict[str, torch.Tensor]):
+        with acc.autocast():
+            loss, extra = wrapped(batch)
+        acc.backward(loss)
+        return loss, extra
+
+    prepare = getattr(step_module, "prepare", None)
+    if cfg.graphed and acc.device.type == "cuda":
+        one_pass = GraphedPass(one_pass, trainable)
     start = last_save = last_log = time.time()
     first_step, sums, logged = step, {}, {}
 
@@ -155,9 +169,10 @@ def fit(
             group["lr"] = lr * factor
         batch = make_batch(acc.process_index, step)
         batch = {k: v.to(acc.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        with acc.autocast():
-            loss, extra = wrapped(batch)
-        acc.backward(loss)
+        if prepare is not None:
+            with acc.autocast():
+                batch = prepare(batch)
+        loss, extra = one_pass(batch)
         acc.clip_grad_norm_(trainable, cfg.clip)
         optimizer.step()
         optimizer.zero_grad()

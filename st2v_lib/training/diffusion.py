@@ -6,9 +6,35 @@ import contextlib
 
 import torch
 from diffusers import SchedulerMixin
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SPRITE_WEIGHT = 5.0
+
+
+class DiffusionStep(nn.Module):
+    """A phase's denoising loss with text; the text encoder is frozen. A subclass says what the loss is.
+
+    :meth:`prepare` holds what no gradient needs and a recorded graph should not contain: frozen encoders.
+    """
+
+    def __init__(self, text_encoder: nn.Module):
+        super().__init__()
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch with tokens ``b l d`` in place of its ids."""
+        text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+        return {name: v for name, v in batch.items() if name != "ids"} | {"text": text}
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        """Loss and what is logged with it, of a batch prepared or not."""
+        return self.loss(batch if "text" in batch else self.prepare(batch))
+
+    def loss(self, batch: dict[str, torch.Tensor]):
+        """Of a prepared batch."""
+        raise TypeError(f"{type(self).__name__} has no loss")
 
 
 def fast_attention(device: torch.device | str):
@@ -26,9 +52,16 @@ def noised(scheduler: SchedulerMixin, latents: torch.Tensor, noise: torch.Tensor
 
 def random_timesteps(scheduler: SchedulerMixin, count: int, device: torch.device | str) -> torch.Tensor:
     """Training timesteps ``(count,)``: each uniform, one from each of ``count`` strata (small batches vary less)."""
-    strata = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
+    strata = (torch.rand(count, device=device).argsort() + torch.rand(count, device=device)) / count
     steps = scheduler.config.num_train_timesteps
     return (strata * steps).long().clamp(max=steps - 1)
+
+
+def at_random_levels(scheduler: SchedulerMixin, latents: torch.Tensor):
+    """Latents at random timesteps: the noisy ones, the timesteps, and the prediction to aim at."""
+    t = random_timesteps(scheduler, len(latents), latents.device)
+    x, target = noised(scheduler, latents, torch.randn_like(latents), t)
+    return x, t, target
 
 
 def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weight: float = SPRITE_WEIGHT):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 
 import torch
-from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
@@ -19,7 +18,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.enhancer import logsnr_cosine_interp
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.data import Captioner, growing_pool
-from st2v_lib.training.diffusion import weighted_mse
+from st2v_lib.training.diffusion import DiffusionStep, weighted_mse
 
 MAX_TIMESTEP = 700
 ENLARGED, ENLARGED_MIN_TIMESTEP = 0.5, 20  # share of clips noised from the enlarged frames; below, v is ill-posed
@@ -27,28 +26,27 @@ SIGMA_FULL = 0.3  # below this noise, the loss of an enlarged clip is that of th
 FRAMES, BATCH, CAPACITY, PREFILL = 8, 4, 2048, 48
 
 
-class EnhancerStep(nn.Module):
-    """v-prediction loss on 128-pixel clips; the text encoder is frozen."""
+class EnhancerStep(DiffusionStep):
+    """v-prediction loss on 128-pixel clips."""
 
     def __init__(self, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False).eval()
-        self.schedule = logsnr_cosine_interp()
+        super().__init__(text_encoder)
+        self.unet, schedule = unet, logsnr_cosine_interp()
+        self.register_buffer("alphas", schedule.alphas.float())
+        self.register_buffer("sigmas", schedule.sigmas.float())
 
-    def forward(self, batch: dict[str, torch.Tensor]):
-        latents = batch["latents"]
-        with torch.no_grad():
-            text = self.text_encoder(input_ids=batch["ids"]).last_hidden_state
+    def loss(self, batch: dict[str, torch.Tensor]):
+        latents, count = batch["latents"], len(batch["latents"])
         wide = lambda v: v.view(-1, 1, 1, 1, 1).to(latents)  # noqa: E731
-        enlarged = torch.rand(len(latents)) < ENLARGED
-        t = torch.randint(0, MAX_TIMESTEP, (len(latents),))
+        enlarged = torch.rand(count, device=latents.device) < ENLARGED
+        t = torch.randint(0, MAX_TIMESTEP, (count,), device=latents.device)
         t = torch.where(enlarged, t.clamp(min=ENLARGED_MIN_TIMESTEP), t)
-        alpha, sigma = wide(self.schedule.alphas[t]), wide(self.schedule.sigmas[t])
+        alpha, sigma = wide(self.alphas[t]), wide(self.sigmas[t])
         start = torch.lerp(latents, batch["inputs"], wide(enlarged))
         x = alpha * start + sigma * torch.randn_like(latents)
         target = (alpha * x - latents) / sigma  # v, such that the clean prediction is the true clip
         weight = torch.where(wide(enlarged) > 0, (sigma / SIGMA_FULL).clamp(max=1), 1.0)
-        prediction = self.unet(x, t.to(latents.device), text)
+        prediction = self.unet(x, t, batch["text"])
         return weighted_mse(weight * prediction, weight * target, batch["mask"], 2.0), {}
 
 

@@ -76,7 +76,9 @@ def run(args: argparse.Namespace, cfg: StreamingT2VConfig, acc: Accelerator) -> 
     out = Path(args.out or f"runs/arms/{args.phase}-{args.seed}")
     source = Path(args.source or weights_dir(args.preset))
     minutes = args.minutes or (9.0 if args.clips is None else WITHOUT_LIMIT)
-    train_arm(args.phase, cfg, source, out, acc, minutes, args.clips, args.seed, args.resume, args.batch_scale)
+    train_arm(
+        args.phase, cfg, source, out, acc, minutes, args.clips, args.seed, args.resume, args.batch_scale, args.graph
+    )
     return 0
 
 
@@ -91,6 +93,7 @@ def train_arm(
     seed: int = 0,
     resume: bool = False,
     batch_scale: float = 1.0,
+    graphed: bool = False,
 ) -> dict[str, float]:
     """Trains one arm from the base model in ``source`` and leaves a complete folder of weights in ``out``.
 
@@ -105,6 +108,7 @@ def train_arm(
         seed: of initialisation and data.
         resume: go on from an earlier run.
         batch_scale: times the phase's batch.
+        graphed: record each step as a CUDA graph.
 
     Returns:
         What :func:`st2v_lib.training.common.fit` returns.
@@ -133,7 +137,7 @@ def train_arm(
     steps = None if clips is None else math.ceil(clips / per_step)
     result = train_phase(
         arm.phase, cfg, out, minutes, acc, resume=resume, seed=seed, total_steps=steps, batch_scale=batch_scale,
-        **arm.options,
+        graphed=graphed, **arm.options,
     )  # fmt: skip
     if acc.is_main_process:
         record = {

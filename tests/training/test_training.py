@@ -15,7 +15,7 @@ from st2v_lib.backbone import encode_frames, make_unet, make_vae
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import verify_manifest
-from st2v_lib.training import apm, base, cam, cli, clip, common, data, enhancer, vae
+from st2v_lib.training import apm, base, cam, cli, clip, common, data, enhancer, graphed, vae
 from st2v_lib.world.render import render
 
 
@@ -214,8 +214,9 @@ def test_a_pool_keeps_what_was_drawn():
     small = data.upscale(render(scenes, 2, starts, 64), 128)
     at = [s - pool.scenes[p][1] for s, p in zip(starts, picks)]
     with torch.no_grad():
-        torch.testing.assert_close(latents, encode_frames(vae, video), rtol=0.05, atol=0.02)
-        torch.testing.assert_close(pool.take("inputs", picks, at, 2), encode_frames(vae, small), rtol=0.05, atol=0.02)
+        for kept, shown in ((latents, video), (pool.take("inputs", picks, at, 2), small)):
+            true = encode_frames(vae, shown)
+            assert (kept - true).std() < 0.03 * true.std()  # halves, and bfloat16 where the processor has it
     torch.testing.assert_close(masks, data.latent_mask(truth.instances, 16), rtol=1e-3, atol=1e-3)
 
 
@@ -291,3 +292,71 @@ def test_inflated_unet_is_the_image_model_frame_by_frame():
     frames = torch.stack([twin(x[:, :, f], t, text).sample for f in range(5)], 2)
     torch.testing.assert_close(unet(x, t, text), frames, rtol=1e-4, atol=1e-5)  # batches of other sizes round otherwise
     assert frames.std() > 0.1
+
+
+class FakeGraph:
+    """Stands in for a CUDA graph on a CPU: replaying runs the recorded pass again on the recorded buffers."""
+
+    def __init__(self):
+        self.again = None
+
+    def replay(self):
+        self.again()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    import contextlib
+
+    quiet = type("Stream", (), {"wait_stream": lambda self, other: None})
+    monkeypatch.setattr(torch.cuda, "Stream", quiet)
+    monkeypatch.setattr(torch.cuda, "current_stream", quiet)
+    monkeypatch.setattr(torch.cuda, "stream", lambda s: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda g: contextlib.nullcontext())
+
+
+def test_a_graphed_pass_leaves_each_batchs_own_gradients(fake_cuda, monkeypatch):
+    """Two shapes of batch, two graphs: inputs are copied in, and the gradients are those of the graph that ran."""
+    line, runs = Line(), []
+
+    def run(batch):
+        runs.append(batch)
+        loss = (line.w * batch["x"]).sum()
+        loss.backward()
+        return loss, {}
+
+    passes = graphed.GraphedPass(run, list(line.parameters()))
+    record = passes.record
+
+    def recording(batch):
+        graph, inputs, gradients, outputs = record(batch)
+
+        def again():  # what the device would do: the same kernels on the same buffers
+            gradients[0].copy_(inputs["x"].sum())
+            outputs[0].copy_((line.w * inputs["x"]).sum())
+
+        graph.again = again
+        return graph, inputs, gradients, outputs
+
+    monkeypatch.setattr(passes, "record", recording)
+    for x in (torch.ones(2), torch.full((3,), 2.0), torch.full((2,), 5.0)):
+        loss, _ = passes({"x": x})
+        assert line.w.grad.item() == x.sum() and not loss.requires_grad
+    assert len(passes.recorded) == 2 and len(runs) == 2 * (graphed.WARM_UP + 1)
+
+
+def test_where_no_graph_can_be_recorded_training_goes_on(monkeypatch):
+    line = Line()
+
+    def run(batch):
+        loss = (line.w * batch["x"]).sum()
+        loss.backward()
+        return loss, {}
+
+    passes = graphed.GraphedPass(run, list(line.parameters()))
+    monkeypatch.setattr(passes, "record", lambda batch: (_ for _ in ()).throw(RuntimeError("not permitted")))
+    with pytest.warns(UserWarning, match="not permitted"):
+        passes({"x": torch.ones(2)})
+    passes({"x": torch.full((2,), 3.0)})
+    assert line.w.grad.item() == 6, "fresh gradients, not a sum"
