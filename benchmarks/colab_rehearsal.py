@@ -7,8 +7,8 @@ What stands in for Colab: a new virtual environment with torch, numpy and a kern
 as the release, to which git redirects the address of the badge. The notebook is read from the tag, as Colab does. Only
 what is committed takes part. What a rehearsal cannot show: Colab's page, its own Python and its card.
 
-Checked: versions of torch and numpy stay, the library comes from the clone, no cell fails, and after a restart of the
-kernel the first cell installs and clones nothing. Exit status 1 if one of these does not hold.
+Checked: versions of torch and numpy stay, the library comes from the clone, no cell fails or warns, and after a restart
+of the kernel the first cell installs nothing. Exit status 1 if one of these does not hold.
 """
 
 from __future__ import annotations
@@ -80,14 +80,16 @@ def packages(python: Path) -> dict[str, str]:
     return {entry["name"].lower(): entry["version"] for entry in json.loads(listed.stdout)}
 
 
-def play(sources: list[str], folder: Path) -> list[str]:
-    """Runs cells in a new kernel, from the empty folder; returns what each printed. A failing cell raises."""
+def play(sources: list[str], folder: Path) -> list[dict[str, str]]:
+    """Runs cells in a new kernel, from the empty folder; returns stdout and stderr of each. A failing cell raises."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     (folder / "content").mkdir(exist_ok=True)
     nbclient.NotebookClient(
         notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder / "content")}}
     ).execute()
-    return ["".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout") for cell in notebook.cells]
+    streams = ("stdout", "stderr")
+    said = lambda cell, name: "".join(o.text for o in cell.outputs if o.get("name") == name)  # noqa: E731
+    return [{name: said(cell, name) for name in streams} for cell in notebook.cells]
 
 
 def rehearse(folder: Path, python: Path, cells: int | None) -> bool:
@@ -99,20 +101,22 @@ def rehearse(folder: Path, python: Path, cells: int | None) -> bool:
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:cells]
     before, start = packages(python), time.perf_counter()
     printed = play([*sources, REPORT], folder)
-    print(
-        f"\n{NOTEBOOK} at {repository.TAG}: {len(sources)} cells in {time.perf_counter() - start:.0f} s\n\n{printed[0]}"
-    )
+    seconds = time.perf_counter() - start
+    print(f"\n{NOTEBOOK} at {repository.TAG}: {len(sources)} cells in {seconds:.0f} s\n\n{printed[0]['stdout']}")
     again = play([sources[0], REPORT], folder)  # a new kernel: what a restart of the session gives
-    after, report, second = packages(python), json.loads(printed[-1]), json.loads(again[-1])
+    after, report, second = packages(python), json.loads(printed[-1]["stdout"]), json.loads(again[-1]["stdout"])
     clone = (folder / "content" / repository.REPOSITORY.split("/")[1]).resolve()
     moved = {n: f"{v} -> {after.get(n)}" for n, v in before.items() if after.get(n) != v}
     print(f"packages: {len(before)} before, {len(after)} after; of those before changed: {moved or 'none'}\n")
+    quiet = "installed" not in again[0]["stdout"]
+    warnings = "".join(cell["stderr"] for cell in printed)
     holds = {f"{name} untouched ({before[name]})": before[name] == after[name] == report[name] for name in KEPT}
     holds |= {
         "the kernel is the fresh environment's": Path(report["python"]).resolve() == (folder / "env").resolve(),
         f"the library comes from the clone ({report['library']})": Path(report["library"]).is_relative_to(clone),
         "weights come from the clone": Path(report["data"]).is_relative_to(clone),
-        "after a restart: nothing installed, the same library": "installed" not in again[0] and second == report,
+        "after a restart: nothing installed, the same library": quiet and second == report,
+        f"no warnings {warnings[:300]}": not warnings,
     }
     for what, fine in holds.items():
         print("PASS" if fine else "FAIL", what)

@@ -2,7 +2,8 @@
 
     python -m st2v_lib.notebook.repository
 
-writes badges and first code cells into all notebooks again, after the address or the version has changed.
+writes badges and first code cells into all notebooks again, and the badge into the README, after the address or the
+version has changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pathlib import Path
 
 home = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "st2v_lib").is_dir()), Path("{name}"))
 if "COLAB_RELEASE_TAG" in os.environ and not home.is_dir():
-    subprocess.run(["git", "clone", "-q", "--depth=1", "--branch={tag}", "{url}", home], check=True)
+    clone = ["git", "-c", "advice.detachedHead=false", "clone", "-q", "--depth=1", "--branch={tag}", "{url}", home]
+    subprocess.run(clone, check=True)
 if importlib.util.find_spec("st2v_lib") is None:
     sys.path.insert(0, str(home.resolve()))
 from st2v_lib.notebook.setup import environment, install_missing
@@ -89,6 +91,16 @@ def rewrite(path: Path, root: Path | None = None) -> bool:
     return new != text
 
 
+def rewrite_readme(path: Path) -> bool:
+    """Puts the present badge, that of the first notebook, into the README; whether it changed."""
+    text = path.read_text()
+    new = _BADGE.sub(badge("notebooks/00_start_here.ipynb"), text)
+    if new != text:
+        path.write_text(new)
+    return new != text
+
+
 if __name__ == "__main__":
     for file in notebooks():
         print("changed  " if rewrite(file) else "unchanged", file.name)
+    print("changed  " if rewrite_readme(_ROOT / "README.md") else "unchanged", "README.md")
