@@ -18,7 +18,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.common import fast_math
-from st2v_lib.training.data import Captioner, growing_pool
+from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
 from st2v_lib.world.render import render
 
@@ -67,7 +67,8 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
         generator = torch.Generator(device).manual_seed(rng.randrange(2**31))
         taken = latents[trips].to(device)
         level = torch.rand(len(trips), 1, 1, 1, 1, generator=generator, device=device) * TRIP_NOISE
-        taken = taken + level * torch.randn(taken.shape, generator=generator, device=device)
+        whole = (len(trips), taken.shape[1], SEGMENT, *taken.shape[3:])  # a frame's noise is the same for any n
+        taken = taken + level * torch.randn(whole, generator=generator, device=device)[:, :, :n]
         with fast_math(device):
             out[trips] = decode_latents(vae, taken, batch_size=64 if device.type == "cpu" else 2048).float()
     return out
