@@ -74,7 +74,8 @@ class LabPanel:
         self.picture, self.slices, self.curves = (widgets.Image(format="png") for _ in range(3))
         for image in (self.picture, self.slices, self.curves):
             image.layout.align_self, image.layout.max_width, image.layout.display = "flex-start", "100%", "none"
-        self.play = widgets.Play(min=0, max=1, interval=125, repeat=True)
+        self.play = widgets.Play(min=0, max=1, interval=125)
+        self.play.repeat = True  # not an argument in ipywidgets 7, which Colab has
         self.frame = widgets.IntSlider(min=0, max=1, description="frame", layout={"width": "420px"})
         self.row = widgets.FloatSlider(
             0.5, min=0, max=1, step=0.05, description="slice at", continuous_update=False, layout={"width": "280px"}
@@ -96,9 +97,8 @@ class LabPanel:
 
     def _repr_mimebundle_(self, **_: Any) -> dict:
         """The widget; where there is no kernel (GitHub), a still picture of what it showed."""
-        bundle = self.widget._repr_mimebundle_()
-        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
-        data["text/plain"] = "ablation lab"
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}  # the same in ipywidgets 7
+        data = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "ablation lab"}
         if self.result is not None:
             data["image/png"] = views.film(self.result)
         return data
