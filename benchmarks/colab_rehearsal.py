@@ -92,17 +92,17 @@ def play(sources: list[str], folder: Path) -> list[dict[str, str]]:
     return [{name: said(cell, name) for name in streams} for cell in notebook.cells]
 
 
-def rehearse(folder: Path, python: Path, cells: int | None) -> bool:
+def rehearse(folder: Path, python: Path, place: str, cells: int | None) -> bool:
     """Plays the notebook and prints what holds; whether all of it does."""
     remote = tagged_remote(folder)
     kernel_for(python, remote, folder)
-    shown = ["git", "-C", str(remote), "show", f"{repository.TAG}:{NOTEBOOK}"]
+    shown = ["git", "-C", str(remote), "show", f"{repository.TAG}:{place}"]
     notebook = nbformat.reads(subprocess.run(shown, check=True, capture_output=True, text=True).stdout, as_version=4)
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:cells]
     before, start = packages(python), time.perf_counter()
     printed = play([*sources, REPORT], folder)
     seconds = time.perf_counter() - start
-    print(f"\n{NOTEBOOK} at {repository.TAG}: {len(sources)} cells in {seconds:.0f} s\n\n{printed[0]['stdout']}")
+    print(f"\n{place} at {repository.TAG}: {len(sources)} cells in {seconds:.0f} s\n\n{printed[0]['stdout']}")
     again = play([sources[0], REPORT], folder)  # a new kernel: what a restart of the session gives
     after, report, second = packages(python), json.loads(printed[-1]["stdout"]), json.loads(again[-1]["stdout"])
     clone = (folder / "content" / repository.REPOSITORY.split("/")[1]).resolve()
@@ -126,6 +126,7 @@ def rehearse(folder: Path, python: Path, cells: int | None) -> bool:
 def main() -> int:
     """Rehearses in a temporary folder, or in an empty one that is kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--notebook", default=NOTEBOOK, help="its place in the repository (default: %(default)s)")
     parser.add_argument("--cells", type=int, help="code cells of the notebook to run; default: all")
     parser.add_argument("--preinstalled", default="torch numpy", help="what the fresh environment has, pip's notation")
     parser.add_argument("--pip-args", default="", help="more arguments for pip while that is installed")
@@ -142,7 +143,7 @@ def main() -> int:
         start = time.perf_counter()
         python = fresh_environment(folder, args.preinstalled, args.pip_args)
         print(f"fresh environment in {time.perf_counter() - start:.0f} s: {args.preinstalled}", flush=True)
-        return 0 if rehearse(folder, python, args.cells) else 1
+        return 0 if rehearse(folder, python, args.notebook, args.cells) else 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from st2v_lib.evaluation import paper  # noqa: E402
 from st2v_lib.evaluation.overview import CLAIMS  # noqa: E402
 from st2v_lib.evaluation.tables import NOT_RUN, groups, judge, plain, show  # noqa: E402
+from st2v_lib.evaluation.training_seeds import signs  # noqa: E402
 from st2v_lib.notebook import front, repository  # noqa: E402
 
 RESULTS = ROOT / "data" / "results"
@@ -101,9 +102,12 @@ def beside_the_paper(results: Path, split: str = "test") -> str:
             said = [(group, *judge(group, claim)) for group in found]
             said = [(group, verdict, difference) for group, verdict, difference in said if verdict != NOT_RUN]
             total, missing = total + 1, missing + (not said)
-            for _, verdict, difference in said:
-                here = f"{show(difference, signed=True)} ({difference.n} videos)"
-                rows.append(f"| {where} | {claim.text} | {in_the_paper(claim)} | {here} | {verdict} |")
+            for group, verdict, difference in said:
+                same = signs(group, claim.a, claim.b, claim.value)
+                n = f"{difference.n} videos" + (f", {same} training seeds" if same else "")
+                title = f" · {group.title}" if len(said) > 1 else ""
+                here = f"{show(difference, signed=True)} ({n})"
+                rows.append(f"| {where}{title} | {claim.text} | {in_the_paper(claim)} | {here} | {verdict} |")
     if not rows:
         return f"**None of the {total} claims has been run on the test split yet**, so there is no result to show."
     head = "| paper | claim | its numbers | here: difference, 95 % interval | says |\n|---|---|---|---|---|\n"
@@ -162,6 +166,23 @@ def test_costs_go_into_the_map(tmp_path):
     assert done.splitlines()[0] == "| [00 · A](notebooks/00_a.ipynb) | why? | 1.5 | 1.2 |"
     assert done.splitlines()[1] == "| [01 · B](notebooks/01_b.ipynb) | how? | – | – |"
     assert with_costs(done, {}) == text.replace("7 | |", "– | – |").replace("7 | 3 |", "– | – |")
+
+
+def test_results_stand_beside_the_papers(tmp_path):
+    """Two made-up result files, three training seeds of one of them."""
+    assert "None of the 16 claims" in beside_the_paper(tmp_path)
+    (tmp_path / "cam").mkdir()
+    for arm, seed, scuts in (("cam", 0, 0), ("cam", 1, 0), ("cam", 2, 0), ("add_cond", 0, 1), ("add_cond", 1, 1)):
+        training = {"arm": arm, "seed": seed, "clips": 9, "clips_asked": 9, "base_sha256": "b"}
+        identity = {"suite": "cam", "arm": f"{arm}-{seed}", "split": "test", "seed": 0, "training": training}
+        identity["options"] = {"frames": 80, "sprites": 1, "speed": "world"}
+        videos = [{"index": i, "prompt": "p", "values": {"scuts": scuts + i / 100}} for i in range(20)]
+        content = {"identity": identity, "made_with": [], "videos": videos}
+        (tmp_path / "cam" / f"{arm}-{seed}.json").write_text(json.dumps(content))
+    text = beside_the_paper(tmp_path)
+    row = next(line for line in text.splitlines() if "fewer cuts with CAM than with Add-Cond" in line)
+    assert "| 0.03 : 0.284 | -1.00 [-1.00, -1.00] (20 videos, 2 of 2 training seeds) | agrees |" in row
+    assert text.endswith("15 of 16 claims are not run yet.")
 
 
 if __name__ == "__main__":
