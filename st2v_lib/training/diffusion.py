@@ -59,8 +59,9 @@ def random_timesteps(scheduler: SchedulerMixin, count: int, device: torch.device
 
 def at_random_levels(scheduler: SchedulerMixin, latents: torch.Tensor):
     """Latents at random timesteps: the noisy ones, the timesteps, and the prediction to aim at."""
+    noise = torch.randn_like(latents)
     t = random_timesteps(scheduler, len(latents), latents.device)
-    x, target = noised(scheduler, latents, torch.randn_like(latents), t)
+    x, target = noised(scheduler, latents, noise, t)
     return x, t, target
 
 
