@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 FRAMES, SEED = 120, 3
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -33,18 +35,21 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "st2v_lib.cli", "stream", *map(str, arguments), "--device", "cpu"]
 
 
+def environment(data: Path) -> dict[str, str]:
+    """That data, and as many threads as here: another number may round differently, and the session says it."""
+    return {**os.environ, "ST2V_DATA": str(data), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
 def run(data: Path, *arguments: object) -> None:
     """Runs ``st2v stream`` to its end."""
-    environment = {**os.environ, "ST2V_DATA": str(data), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(*arguments), env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(*arguments), env=environment(data), check=True, stdout=subprocess.DEVNULL)
 
 
 def run_and_kill(data: Path, folder: Path, wait: float, *arguments: object) -> bool:
     """Starts ``st2v stream``, and kills it ``wait`` seconds after its first new checkpoint; whether it was alive."""
-    environment = {**os.environ, "ST2V_DATA": str(data), "OMP_NUM_THREADS": "1"}
     count = lambda: len(list((folder / "checkpoints").glob("0*.json")))  # noqa: E731
     before = count()
-    process = subprocess.Popen(command(*arguments), env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*arguments), env=environment(data), stdout=subprocess.DEVNULL)
     while count() == before and process.poll() is None:
         time.sleep(0.002)
     time.sleep(wait)
