@@ -22,9 +22,7 @@ def _warp(frames, flow):
 def test_true_flow_warps_a_frame_onto_its_neighbour(direction):
     video, truth = render(SCENES, 5, 3, 64, truth="flow")
     here, there = (slice(0, 4), slice(1, 5)) if direction == 1 else (slice(1, 5), slice(0, 4))
-    flow, hidden = (
-        (truth.flow, truth.occluded) if direction == 1 else (truth.backward_flow, truth.backward_occluded)
-    )
+    flow, hidden = (truth.flow, truth.occluded) if direction == 1 else (truth.backward_flow, truth.backward_occluded)
     frame, neighbour = video[:, here].flatten(0, 1), video[:, there].flatten(0, 1)
     clear = ~hidden[:, here].flatten(0, 1)
     error = (_warp(neighbour, flow[:, here].flatten(0, 1)) - frame).abs().mean(1)
