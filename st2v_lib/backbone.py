@@ -25,8 +25,8 @@ Injector = Callable[[Tensor, Tensor], Tensor]
 class FrameConv(nn.Conv3d):
     """A convolution over frames alone, kernel (k, 1, 1). On CUDA it runs as a 2-D one, over frames and all pixels.
 
-    cuDNN's 3-D kernels are made for other shapes. Parameters, names and results up to round-off are ``Conv3d``'s; on
-    a CPU it is ``Conv3d``, bit for bit.
+    Meant to be faster there, and not timed on CUDA yet. Parameters, names and results up to round-off are
+    ``Conv3d``'s; on a CPU it is ``Conv3d``, bit for bit.
     """
 
     def forward(self, x: Tensor) -> Tensor:

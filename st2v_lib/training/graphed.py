@@ -1,8 +1,8 @@
-"""Forward and backward pass of a training step as one CUDA graph: a small model costs the GPU less than its launches.
+"""Forward and backward pass of a training step as one CUDA graph, recorded once for each shape of batch.
 
-A step of the tiny models is thousands of small kernels. Launched one by one they took 170 ms for 64 clips and 230 ms
-for 128 on a data-centre GPU, so the processor was what one waited for. A graph is recorded once for each shape of batch
-and then launched whole. The optimiser, clipping and the average of weights stay outside, as they are.
+A step of the tiny models is thousands of small kernels, and launching them one by one may well take longer than running
+them. What a graph gains has not been measured yet: this was written and tested without a CUDA device. The optimiser,
+clipping and the average of weights stay outside, as they are.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def test_tiny_config_agrees_with_itself():
 
 
 @torch.no_grad()
-def test_convolutions_over_frames_run_in_two_dimensions_where_that_is_faster():
+def test_convolutions_over_frames_are_the_same_in_two_dimensions():
     """All temporal convolutions of the UNet and of CAM are FrameConv, whose two ways agree; none lies in the VAE."""
     unet, cam, _ = build(THREE_LEVELS)
     for net in (unet, cam):
