@@ -48,7 +48,8 @@ class LiveView:
         self.session, self.zoom, self.max_frames = session, zoom, max_frames
         self.task: asyncio.Task | None = None
         self.warnings: dict[int, tuple[str, ...]] = {}
-        self.picture = widgets.Image(format="gif")
+        self.numbers: tuple[str, ...] = ()  # of the newest chunk
+        self.picture = widgets.Image(format="gif", layout={"align_self": "flex-start", "display": "none"})
         self.status, self.steps = widgets.HTML(), widgets.IntProgress(min=0, max=1, description="chunk")
         self.toggle = widgets.Button(description="Go on", icon="play")
         self.prompt = widgets.Text(value=session.plan.prompt_at(session.frames_made), layout={"width": "28em"})
@@ -57,7 +58,7 @@ class LiveView:
         self.send.on_click(lambda _: self.change(self.prompt.value))
         controls = widgets.HBox([self.toggle, self.prompt, self.send])
         self.widget = widgets.VBox([self.picture, self.steps, self.status, controls])
-        self._say(f"{session.frames_out} frames in the video")
+        self._say()
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -102,15 +103,17 @@ class LiveView:
         frames = event.video if event.video.shape[1] else event.low
         if frames.shape[1]:
             self.picture.value = gif(to_uint8(frames[0]), self.session.cfg.fps, self.zoom)
+            self.picture.layout.display = "block"  # hidden until there is something to see
         if event.warnings:
             self.warnings[event.index] = event.warnings
-        numbers = " · ".join(f"{name} {value:.3g}" for name, value in event.look.items())
-        self._say(f"{self.session.frames_out} frames in the video · {numbers}", *event.warnings)
+        self.numbers = tuple(f"{name} {value:.3g}" for name, value in event.look.items())
+        self._say(*event.warnings)
         if self.max_frames is not None and self.session.frames_out >= self.max_frames:
             self.stop()
 
     def _say(self, *lines: str) -> None:
-        self.status.value = "<br>".join(html.escape(line) for line in lines)
+        first = " · ".join((f"{self.session.frames_out} frames in the video", *self.numbers))
+        self.status.value = "<br>".join(html.escape(line) for line in (first, *lines))
 
 
 def gif(frames: np.ndarray, fps: float, zoom: int) -> bytes:

@@ -3,90 +3,16 @@
 Skipped where there is no Chromium. Screenshots are left in ``outputs/browser`` to be looked at.
 """
 
-from __future__ import annotations
-
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
-from st2v_lib.manifest import weights_dir
+from .jupyterlab import DIGEST, NEEDED, PICTURE, SHOTS, button, open_notebook, says
 
-from . import chromium
-
-ROOT = Path(__file__).resolve().parents[2]
-SHOTS = ROOT / "outputs" / "browser"
-TOKEN = "lab"
+pytestmark = NEEDED
 CODE = """\
 from st2v_lib.notebook.lab_panel import LabPanel
 from st2v_lib.notebook.lab_state import Arm, LabState
 lab = LabPanel(LabState(Arm(steps=2), frames=24))
 lab"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or ""),
-    pytest.mark.skipif(not (weights_dir("tiny") / "model_index.json").is_file(), reason="no trained tiny weights here"),
-]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def jupyter(tmp_path_factory):
-    """JupyterLab on a folder with one notebook, its settings in a folder of their own; the notebook's address."""
-    folder, home, port = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("home"), free_port()
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=[new_code_cell(CODE)], metadata=kernel), folder / "lab.ipynb")
-    places = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    env = {**os.environ, **places, "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", "--allow-root",
-        f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
-        f"--ServerApp.root_dir={folder}",
-    ]  # fmt: skip
-    overrides = home / "CONFIG" / "labconfig" / "default_setting_overrides.json"
-    overrides.parent.mkdir(parents=True)
-    overrides.write_text('{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}')
-    log = open(home / "log.txt", "w")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{base}/api?token={TOKEN}", server, home / "log.txt")
-        yield f"{base}/lab/tree/lab.ipynb?token={TOKEN}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        log.close()
-
-
-def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 90) -> None:
-    end, opener = time.monotonic() + seconds, urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            return opener.open(url).close()
-        except OSError:
-            time.sleep(0.3)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
-
-
-def button(text: str) -> str:
-    """JavaScript for the panel's button with that text."""
-    return f"[...document.querySelectorAll('.jupyter-widgets button')].find(b => b.innerText.trim() === '{text}')"
 
 
 def field(label: str) -> str:
@@ -95,30 +21,9 @@ def field(label: str) -> str:
     return f"{rows}.find(r => r.children[0]?.innerText.trim() === '{label}').querySelector('input')"
 
 
-def says(text: str) -> str:
-    """JavaScript: does any text of the panel contain this?"""
-    return f"[...document.querySelectorAll('.widget-html')].some(e => e.innerText.includes({text!r}))"
-
-
-PICTURE = "document.querySelectorAll('img.widget-image')[0]"
-DIGEST = f"""(async () => {{
-  const image = {PICTURE};
-  if (!image || !image.complete || !image.naturalWidth) return null;
-  const bytes = await (await fetch(image.src)).arrayBuffer();
-  const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-  return [image.naturalWidth, image.naturalHeight, Array.from(hash.slice(0, 8)).join('.')];
-}})()"""
-
-
 @pytest.fixture(scope="module")
-def page(jupyter):
-    with chromium.open_page(jupyter) as page:
-        page.wait("!!window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", 120, "the notebook")
-        page.wait(
-            "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", 90, "the kernel"
-        )
-        page.js("jupyterapp.commands.execute('application:toggle-left-area').catch(() => 0)")
-        page.js("jupyterapp.commands.execute('notebook:run-all-cells')")
+def page(tmp_path_factory):
+    with open_notebook(tmp_path_factory.mktemp("lab"), CODE) as page:
         page.wait(button("Run"), 120, "the panel")
         yield page
 
