@@ -102,6 +102,9 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
     parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
+    parser.add_argument(
+        "--chunk-batch", type=int, default=1, metavar="N", help="stage 3: chunks in a call (default: 1)"
+    )
     parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to start from, not stage 1")
     parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung on a GPU (default: auto)")
     parser.add_argument(

@@ -57,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     prompt = prompt_schedule(args.prompt, cfg)(0)
     check_count(args.frames, "--frames", cfg.chunk_frames)
     check_count(args.seed, "--seed", 0)
+    check_count(args.chunk_batch, "--chunk-batch", 1)
     sampling = dict(
         sampler=args.sampler, num_inference_steps=args.steps, eta=args.eta, guidance_scale=args.guidance
     )  # fmt: skip
@@ -144,7 +145,7 @@ def _make(
         marks.append(time.perf_counter())
         if writers:
             bar.set_description("stage 3")
-            for block in pipe.enhance(low, prompt, args.seed, progress=bar):
+            for block in pipe.enhance(low, prompt, args.seed, progress=bar, chunk_batch=args.chunk_batch):
                 final.append(_write(block, writers))
             marks.append(time.perf_counter())
     for name, before, after in zip(("base chunk", "streaming", "enhancement"), marks, marks[1:], strict=False):
