@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     if cfg.name != "tiny":
         raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     minutes = 9.0 if args.minutes is None else args.minutes
-    if minutes <= 0:
-        raise UserError(f"--minutes must be positive, got {minutes}")
+    for name, value in {"minutes": minutes, "batch-scale": args.batch_scale, "lr-scale": args.lr_scale}.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"--{name} must be a positive number, got {value}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for and there is none here; choose --device cpu")
     out = Path(args.out or "runs/tiny")
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return rivals.run(args, cfg, acc)
     for phase, budget in budgets(args.budget, args.phase, minutes).items():
         options = {} if phase == "reader" else {"batch_scale": args.batch_scale}
-        options |= {"compiled": args.compile, "graphed": args.graph, "seed": args.seed}
+        options |= {"compiled": args.compile, "graphed": args.graph, "seed": args.seed, "lr_scale": args.lr_scale}
         train_phase(phase, cfg, out, budget, acc, resume=args.resume, **options)
     return 0
 
@@ -93,6 +94,7 @@ def train_phase(
     compiled: bool = False,
     graphed: bool = False,
     total_steps: int | None = None,
+    lr_scale: float = 1.0,
     **options: object,
 ) -> dict[str, float]:
     """Trains one phase and writes its weights.
@@ -108,6 +110,7 @@ def train_phase(
         seed: of initialisation and data.
         compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
         graphed: record each step as a CUDA graph.
+        lr_scale: multiplies the phase's learning rate, for weights that are good already; not for the reader.
         total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
@@ -131,7 +134,7 @@ def train_phase(
         if acc.is_main_process:
             write_manifest(out)
         return result
-    step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options)
+    step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options, lr_scale)
     if compiled:
         common.compile_blocks(step)
     ends = {"max_steps": max_steps, "total_steps": total_steps}
@@ -176,7 +179,15 @@ def _fresh_or_saved(cls: type, out: Path, component: str, make, resume: bool):
 
 
 def _prepare(
-    phase: str, cfg: StreamingT2VConfig, out: Path, minutes: float, acc: Accelerator, resume: bool, seed, options
+    phase: str,
+    cfg: StreamingT2VConfig,
+    out: Path,
+    minutes: float,
+    acc: Accelerator,
+    resume: bool,
+    seed: int,
+    options: dict,
+    lr_scale: float = 1.0,
 ):
     """The step module, batch function, optimiser numbers, writer and parameter groups of a phase."""
     from diffusers import UNet2DConditionModel
@@ -187,7 +198,7 @@ def _prepare(
     from st2v_lib.cam import Cam
     from st2v_lib.training import apm, base, cam, clip, enhancer, vae
 
-    fit = lambda lr, **kw: common.FitConfig(phase, minutes, lr=lr, **kw)  # noqa: E731
+    fit = lambda lr, **kw: common.FitConfig(phase, minutes, lr=lr * lr_scale, **kw)  # noqa: E731
     saved = lambda cls, component, make: _fresh_or_saved(cls, out, component, make, resume)  # noqa: E731
     if phase == "vae":
         model = saved(PatchedAutoencoderKL, "vae", lambda: make_vae(cfg.vae))

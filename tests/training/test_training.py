@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from st2v_lib import cli as command_line
 from st2v_lib.backbone import encode_frames, make_unet, make_vae
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
-from st2v_lib.manifest import verify_manifest
-from st2v_lib.training import apm, base, cam, cli, clip, common, data, enhancer, graphed, vae
+from st2v_lib.manifest import verify_manifest, weights_dir
+from st2v_lib.sampling import make_scheduler
+from st2v_lib.training import apm, base, cam, cli, clip, common, data, diffusion, enhancer, graphed, vae
 from st2v_lib.world.render import render
 
 
@@ -268,6 +270,34 @@ def test_budgets_name_phases_and_minutes():
             cli.budgets(wrong, "all", 9.0)
     with pytest.raises(UserError, match="--minutes"):
         cli.budgets("base=1", "base", 9.0)
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--batch-scale", "--lr-scale"])
+def test_numbers_of_training_are_positive(option, tmp_path, capsys):
+    for wrong in ("0", "-1", "inf", "nan"):
+        assert command_line.main(["train", "cam", "--out", str(tmp_path / "w"), option, wrong]) != 0
+        assert f"{option} must be a positive number" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_learning_rates_are_scaled():
+    rates = {}
+    for scale in (1.0, 0.25):
+        step, _, config, _, groups = cli._prepare(
+            "apm", TINY, weights_dir("tiny"), 1.0, common.accelerator("cpu"), True, 0, {}, scale
+        )
+        rates[scale] = [config.lr, *(g["lr"] for g in groups)]
+    assert rates[0.25] == [lr / 4 for lr in rates[1.0]]
+
+
+def test_timesteps_lean_towards_noise():
+    scheduler = make_scheduler(TINY.scheduler, "ddim")
+    torch.manual_seed(0)
+    even, leaning = (diffusion.random_timesteps(scheduler, 8000, "cpu", shift).float() for shift in (1.0, 2.0))
+    assert abs(even.mean() - 499.5) < 1
+    assert abs((leaning < 500).float().mean() - 1 / 3) < 0.01  # u / (2 - u) is the even draw behind it
+    few = diffusion.random_timesteps(scheduler, 4, "cpu", 1.0).sort().values
+    assert (few // 250).tolist() == [0, 1, 2, 3], "one from each stratum"
 
 
 def test_siblings_differ_in_one_attribute():
