@@ -93,6 +93,28 @@ def test_stills_are_png():
     assert show.sheet(video(), every=4, columns=2).shape == (2 * 22 + show.GAP, 2 * 26, 3)
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, ["a  0", "4", "8"]),
+        ({"start": 12}, ["a  12", "16", "20"]),
+        ({"start": 8, "step": 24}, ["a  8", "104", "200"]),
+        ({"labels": ["x", "y", "z"], "title": "recorded"}, ["a  x", "y", "z"]),
+    ],
+)
+def test_a_contact_sheet_names_its_pictures(options, expected, monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "show_figure", figures.append)
+    show.contact_sheet({"a": video()}, every=4, **options)
+    assert [axis.get_title(loc="left") for axis in figures[0].axes] == expected
+    assert figures[0].get_suptitle() == options.get("title", "")
+
+
+def test_a_contact_sheet_wants_a_label_for_each_picture():
+    with pytest.raises(InputError, match="expected 3 labels"):
+        show.contact_sheet(video(), every=4, labels=["x", "y"])
+
+
 # ------------------------------------------------------------------------------------------------- checkers
 
 

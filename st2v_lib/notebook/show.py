@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -181,7 +181,16 @@ def sheet(video, every: int = 8, columns: int = 10, zoom: int = 1) -> np.ndarray
     return np.concatenate(fit)
 
 
-def contact_sheet(video, every: int = 8, columns: int = 10, zoom: int | None = None):
+def contact_sheet(
+    video,
+    every: int = 8,
+    columns: int = 10,
+    zoom: int | None = None,
+    start: int = 0,
+    step: int = 1,
+    labels: Sequence[object] | None = None,
+    title: str = "",
+):
     """A still picture of a video: every ``every``-th frame with its number; several videos below each other.
 
     Args:
@@ -189,27 +198,40 @@ def contact_sheet(video, every: int = 8, columns: int = 10, zoom: int | None = N
         every: frames from one picture to the next.
         columns: pictures in a row.
         zoom: whole number of screen pixels for a pixel; by default about 1000 pixels for a row.
+        start, step: of what is given, if it was cut out of something longer: ``video[12:40:4]`` has 12 and 4.
+        labels: what stands over the pictures in place of the numbers of frames, one for each picture.
+        title: a line above all.
 
     Returns:
         An ``IPython.display.Image`` (png).
+
+    Raises:
+        InputError: fewer labels than pictures.
     """
     import matplotlib.pyplot as plt
 
     videos = videos_of(video)
-    columns = min(columns, max(-(-len(v) // every) for v in videos.values()))
+    most = max(-(-len(v) // every) for v in videos.values())
+    if labels is None:
+        labels = [start + step * every * k for k in range(most)]
+    elif len(labels) < most:
+        raise InputError(f"expected {most} labels, one for each picture, got {len(labels)}")
+    columns = min(columns, most)
     width = max(v.shape[2] for v in videos.values())
     zoom = zoom or max(1, 1000 // (columns * width))
     side = min(1.3, 10 / columns)
-    rows = [(t, start, v) for t, v in videos.items() for start in range(0, len(v), every * columns)]
+    rows = [(t, first, v) for t, v in videos.items() for first in range(0, len(v), every * columns)]
     fig, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(side * columns, (side + 0.22) * len(rows)))
     for axis in axes.flat:
         axis.axis("off")
-    for (title, start, frames), line in zip(rows, axes):
-        for axis, t in zip(line, range(start, len(frames), every)):
+    for (name, first, frames), line in zip(rows, axes):
+        for axis, t in zip(line, range(first, len(frames), every)):
             axis.imshow(frames[t], interpolation="nearest")
-            label = f"{title.strip()}  {t}" if t == 0 else str(t)
+            label = f"{name.strip()}  {labels[t // every]}" if t == 0 else str(labels[t // every])
             axis.set_title(label.strip(), fontsize=8, pad=2, loc="left")
     fig.subplots_adjust(0, 0, 1, 0.97, wspace=0.04, hspace=0.22)
+    if title:
+        fig.suptitle(title, fontsize=9, x=0, y=0.97 + 0.3 / fig.get_figheight(), ha="left", va="bottom")
     return show_figure(fig)
 
 
