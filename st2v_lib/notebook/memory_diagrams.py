@@ -1,4 +1,4 @@
-"""Diagrams of notebooks 09 and 11: what is trained in two minutes, and two memories through the years."""
+"""Diagrams of notebooks 09 and 11: what is trained in half a minute, and two memories through the years."""
 
 from __future__ import annotations
 
