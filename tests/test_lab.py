@@ -300,7 +300,10 @@ def test_pictures(result):
     pictures = lab_views.players(result)
     assert len(pictures) == 24 and opened(pictures[0]).size == (3 * 256 + 8, 256 + 18)
     assert opened(lab_views.slices(result, 0.3, 5)).size == (3 * 256 + 8, 4 * 24)
-    assert opened(lab_views.curves(result)).width > 300 and opened(lab_views.film(result)).width > 300
+    assert opened(lab_views.curves(result)).width > 300
+    still = lab_views.still(result, 18)
+    assert opened(still).size[0] == 3 * 256 + 8 and opened(still).size[1] > 256 + 4 * 24 and len(still) < 80_000
+    assert (lab_views.difference(result, 8) >= lab_views.difference(result)).all()
     page = lab_views.table(result)
     assert page.count("<tr>") >= 5 and "nan" not in page
     assert "training" in lab_views.changes(result.state) and "nothing" in lab_views.changes(QUICK.ablate())

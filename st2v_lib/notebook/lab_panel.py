@@ -100,7 +100,7 @@ class LabPanel:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}  # the same in ipywidgets 7
         data = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "ablation lab"}
         if self.result is not None:
-            data["image/png"] = views.film(self.result)
+            data["image/png"] = views.still(self.result, self.frame.value, self.row.value)
         return data
 
     # ------------------------------------------------------------------------------------------------- what users call

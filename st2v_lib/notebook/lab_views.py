@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import io
 import math
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from st2v_lib.metrics.xt_slice import xt_slice
 from st2v_lib.notebook.lab_record import LabResult
 from st2v_lib.notebook.lab_score import SHOWN
 from st2v_lib.notebook.lab_state import SWITCHES, LabState
-from st2v_lib.notebook.show import GAP, contact_sheet, show_figure, side_by_side
+from st2v_lib.notebook.show import GAP, show_figure, side_by_side
 
 WIDTH = 256  # pixels of one video on the page
 SEAM, NOW = (214, 39, 40), (255, 255, 255)
@@ -28,10 +30,10 @@ def png(picture: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def difference(result: LabResult) -> np.ndarray:
-    """Twice the distance of the two arms, ``uint8 f h w 3``; black where they agree."""
+def difference(result: LabResult, times: int = 2) -> np.ndarray:
+    """The distance of the two arms, ``times`` enlarged, ``uint8 f h w 3``; black where they agree."""
     a, b = (video.astype(np.int16) for video in result.videos.values())
-    return np.clip(2 * np.abs(a - b), 0, 255).astype(np.uint8)
+    return np.clip(times * np.abs(a - b), 0, 255).astype(np.uint8)
 
 
 def players(result: LabResult) -> list[bytes]:
@@ -41,24 +43,29 @@ def players(result: LabResult) -> list[bytes]:
     return [png(frame) for frame in row]
 
 
-def slices(result: LabResult, position: float = 0.5, frame: int | None = None) -> bytes:
+def slices(result: LabResult, position: float = 0.5, frame: int | None = None, times: int = 2) -> bytes:
     """The x–t slices of both arms and of their difference: time runs down, seams are red, ``frame`` is a white line.
 
     Args:
         result: of a run.
         position: height of the line of pixels, from 0 (top) to 1.
         frame: the one that the players show.
+        times: how much the difference is enlarged.
     """
+    return png(_slices(result, position, frame, times))
+
+
+def _slices(result: LabResult, position: float, frame: int | None, times: int = 2) -> np.ndarray:
     zoom = max(1, WIDTH // result.videos["baseline"].shape[2])
     columns = []
-    for who, video in {**result.videos, "difference": difference(result)}.items():
+    for who, video in {**result.videos, "difference": difference(result, times)}.items():
         picture = xt_slice(video, position).repeat(4, axis=0).repeat(zoom, axis=1)
         for seam in result.seams.get(who, ()):
             picture[4 * seam - 1 : 4 * seam + 1, :14] = SEAM
         if frame is not None:
             picture[4 * frame + 1 : 4 * frame + 3] = NOW
         columns += [picture, np.full((len(picture), GAP, 3), 255, np.uint8)]
-    return png(np.concatenate(columns[:-1], axis=1))
+    return np.concatenate(columns[:-1], axis=1)
 
 
 def curves(result: LabResult) -> bytes:
@@ -79,19 +86,69 @@ def curves(result: LabResult) -> bytes:
     return show_figure(fig).data
 
 
-def film(result: LabResult) -> bytes:
-    """A still picture of both arms, every fourth frame."""
-    return contact_sheet(result.videos, every=4, columns=10).data
+def still(result: LabResult, frame: int, position: float = 0.5) -> bytes:
+    """The panel as one picture, for pages without a kernel: what changes, players, x–t slices, table.
+
+    Args:
+        result: of a run.
+        frame: what the players show.
+        position: of the slices, see there.
+    """
+    from PIL import Image
+
+    zoom = max(1, WIDTH // result.videos["baseline"].shape[2])
+    pictures = {**result.videos, "difference × 2": difference(result)}
+    row = side_by_side({name: video[frame : frame + 1] for name, video in pictures.items()}, zoom)[0]
+    cut, width = _slices(result, position, frame), row.shape[1]
+    parts = [
+        _lines([f"the ablated arm changes {_plain(changes(result.state))}", f"players, at frame {frame}"], width), row,
+        _lines(["x–t slices: time runs down, seams red, the frame above white"], width), cut[:, :width],
+        _lines(_table_lines(result), width, mono=True),
+    ]  # fmt: skip
+    parts = [np.pad(p, ((0, 6), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in parts]
+    out = io.BytesIO()
+    picture = Image.fromarray(np.concatenate(parts)).quantize(128, dither=Image.Dither.NONE)
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _plain(page: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", page))
+
+
+def _lines(lines: list[str], width: int, mono: bool = False, size: int = 12) -> np.ndarray:
+    """Lines of text on white, ``uint8 h width 3``."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono" if mono else "DejaVu Sans"), size)
+    image = Image.new("RGB", (width, (size + 5) * len(lines)), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(image).text((2, (size + 5) * i), line, fill=(60, 60, 60), font=font)
+    return np.asarray(image)
+
+
+def _rows(result: LabResult) -> Iterator[tuple[str, float, float, float, int]]:
+    """Of each quantity that an arm has: label, both values, difference, whether more is better (1, -1, 0)."""
+    for name, change in result.differences().items():
+        label, better = SHOWN[name]
+        a, b = (result.metrics[who][name] for who in ("baseline", "ablated"))
+        if not (math.isnan(a) and math.isnan(b)):
+            yield label, a, b, change, better
+
+
+def _table_lines(result: LabResult) -> list[str]:
+    lines = [f"{'':<34}{'baseline':>10}{'ablated':>10}{'difference':>12}"]
+    for label, a, b, change, better in _rows(result):
+        hint = {1: "higher is better", -1: "lower is better", 0: ""}[better]
+        lines.append(f"{label:<34}{_number(a):>10}{_number(b):>10}{_number(change, sign=True):>12}  {hint}")
+    return lines
 
 
 def table(result: LabResult) -> str:
     """Values of both arms and their difference, in green where the ablated arm is better, red where it is worse."""
     rows = []
-    for name, change in result.differences().items():
-        label, better = SHOWN[name]
-        a, b = (result.metrics[who][name] for who in ("baseline", "ablated"))
-        if math.isnan(a) and math.isnan(b):
-            continue
+    for label, a, b, change, better in _rows(result):
         good = 0 if math.isnan(change) or abs(change) < 1e-9 else better * math.copysign(1, change)
         colour = {1: "#2a7a2a", -1: "#b02020", 0: "#555"}[int(good)]
         arrow = {1: "↑ higher is better", -1: "↓ lower is better", 0: ""}[better]
