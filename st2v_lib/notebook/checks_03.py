@@ -40,20 +40,45 @@ def check_mix(fn: Callable) -> None:
     passed("mix")
 
 
-def check_guidance(fn: Callable) -> None:
-    """``fn(null, text, full, scale, anchor_scale)``: eq. 12 of the paper, with two weights.
+def check_gradients(fn: Callable) -> None:
+    """``fn(alpha, mixed, upstream)``: gradients of a loss through ``c = text + SiLU(alpha) * mixed``.
 
-    ``null`` is the prediction with neither prompt nor anchor, ``text`` with the prompt and the grey anchor, ``full``
-    with both; three tensors of the same shape.
+    ``upstream`` is the gradient with respect to ``c``, ``b l d`` like ``mixed``. Returns that with respect to
+    ``alpha``, a scalar, and that with respect to ``mixed``.
     """
     generator = torch.Generator().manual_seed(4)
-    for scale, anchor_scale in ((7.5, 7.5), (3.0, 1.0), (1.0, 4.0), (0.0, 0.0)):
-        null, text, full = (torch.randn(2, 4, 3, generator=generator) for _ in range(3))
-        want = null + scale * (text - null) + anchor_scale * (full - text)
-        got = call(fn, null, text, full, scale, anchor_scale)
-        hint = "walk from null to text, scale times, then from text to full, anchor_scale times"
-        if torch.is_tensor(got) and got.shape == want.shape:
-            if torch.allclose(got, null + scale * (text - null) + anchor_scale * (full - null), atol=1e-5):
-                hint = "the anchor's step starts from the prediction with text, not from the empty one"
-        compare("guidance", got, want, hint, rtol=1e-4, atol=1e-5)
-    passed("guidance")
+    for alpha in (0.0, 0.7, -1.5):
+        gate = torch.tensor(alpha, requires_grad=True)
+        mixed = torch.randn(2, 3, 5, generator=generator, requires_grad=True)
+        upstream = torch.randn(2, 3, 5, generator=generator)
+        (F.silu(gate) * mixed * upstream).sum().backward()
+        got = call(fn, torch.tensor(alpha), mixed.detach(), upstream)
+        assert isinstance(got, (tuple, list)) and len(got) == 2, "return two things: d loss / d alpha, d loss / d mixed"
+        hint = _alpha_hint(got[0], alpha, mixed.detach(), upstream)
+        compare("d alpha", got[0], gate.grad, hint, rtol=1e-4, atol=1e-5)
+        hint = "the chain rule: the gate SiLU(alpha) stands before mixed, so it multiplies the upstream gradient"
+        if torch.is_tensor(got[1]) and got[1].shape == upstream.shape and torch.allclose(got[1], upstream, atol=1e-5):
+            hint = "this is upstream itself: a gate that is closed lets no gradient through to what lies behind it"
+        compare("d mixed", got[1], mixed.grad, hint, rtol=1e-4, atol=1e-5)
+    passed("gradients")
+
+
+def _alpha_hint(got: object, alpha: float, mixed: torch.Tensor, upstream: torch.Tensor) -> str:
+    hint = "sum of upstream * mixed, times the derivative of alpha * sigmoid(alpha)"
+    if not torch.is_tensor(got):
+        return hint
+    a, product = torch.tensor(alpha), mixed * upstream
+    sigmoid = torch.sigmoid(a)
+    slope = sigmoid * (1 + a * (1 - sigmoid))
+    near = lambda want: got.shape == want.shape and torch.allclose(got, want, atol=1e-5)  # noqa: E731
+    if near(slope * product):
+        return "alpha is one number for all tokens and features: add up what each of them says"
+    if near(slope * product.mean()):
+        return "a gradient is a sum over all places where alpha acts, not a mean"
+    if near(sigmoid * product.sum()):
+        return "the product rule has two terms: sigmoid(alpha) itself, and alpha times the slope of the sigmoid"
+    if near(sigmoid * (1 - sigmoid) * product.sum()):
+        return "this is the slope of a sigmoid; SiLU(alpha) is alpha * sigmoid(alpha)"
+    if near(F.silu(a) * product.sum()):
+        return "this is SiLU(alpha), not its derivative: at alpha = 0 the one is 0 and the other a half"
+    return hint
