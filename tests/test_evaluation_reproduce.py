@@ -5,7 +5,7 @@ import pytest
 
 from st2v_lib import cli
 from st2v_lib.errors import UserError
-from st2v_lib.evaluation import figures, floors_table, overview, reproduce
+from st2v_lib.evaluation import figures, floors_table, overview, reproduce, waiting
 from st2v_lib.evaluation.cli import SUITES
 from st2v_lib.evaluation.reproduce import CAM_COLUMNS
 from st2v_lib.evaluation.results import write_json
@@ -108,7 +108,25 @@ def test_every_drawing_works_without_results(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("not run") > 10
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert {"floors.md", "table-cam.md", "table-apm.md", "fig4.png", "fig12.png", "fig14.png"} <= names
+    assert {"floors.md", "table-cam.md", "table-apm.md", "fig4.md", "fig12.md", "fig14.md"} <= names
+
+
+def test_a_suite_without_results_is_one_line_until_it_has_some(results, tmp_path):
+    empty = reproduce.DRAW["table-cam"](tmp_path / "none", "test", tmp_path)
+    assert "|" not in empty and empty.count("not run") == 2, "a line for cam, one for cam-condition"
+    assert "`st2v evaluate cam --split test` makes" in empty and "full_run --plan" in empty
+    assert "hours on one CPU core" in empty and "add_cond: SCuts 0.284" in empty
+    for what in ("fig4", "fig12", "fig14", "stability"):
+        assert "![" not in reproduce.DRAW[what](tmp_path / "none", "test", tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    text = reproduce.DRAW["table-cam"](results, "test", tmp_path)
+    assert "| cam " in text and "**cam: not run.**" not in text and "**cam-condition: not run.**" in text
+
+
+def test_what_a_suite_takes():
+    for name, suite in SUITES.items():
+        videos, words, trains = waiting.cost(name)
+        assert videos == suite.videos * len(suite.arms) and words.startswith("about") and trains == bool(suite.trained)
 
 
 def test_pictures_and_curves_are_drawn(tmp_path):
@@ -170,7 +188,7 @@ def test_the_full_run_plans_every_arm_once_and_uses_what_it_trains(tmp_path):
 def test_table1_names_mechanisms_and_rows_without_an_arm(results):
     text = reproduce.DRAW["table1"](results, "test", results)
     assert "SEINE: MAWE 718.9" in text and "FreeNoise" in text and "not built here" in text
-    assert "### long: not run" in text and "higher CLIP score than addition: **not run**" in text
+    assert "**long: not run.**" in text and "higher CLIP score than addition: **not run**" in text
     write(results, "long", "full", {"mawe_code": [1.0] * 9, "scuts": [0.0] * 9}, frames=240)
     write(results, "long", "last_frame_clip", {"mawe_code": [2.0] * 9, "scuts": [0.0] * 9}, frames=240)
     text = reproduce.DRAW["table1"](results, "test", results)
@@ -184,6 +202,8 @@ def test_the_overview_lists_what_was_run_and_counts_claims(results):
     assert any(
         row[1] == "smoother joints with CAM than without memory" and row[5:] == ["agrees", "3 of 3"] for row in rows
     )
+    assert {row[0] for row in rows if row[1].startswith("smoother joints")} == {"ours"}
+    assert {row[0] for row in rows if row[1].startswith("fewer cuts with CAM")} == {"CAM, §5.3"}
     assert "2 agrees; 0 does not agree; 1 tie; 0 too few; 13 not run" in text
 
 

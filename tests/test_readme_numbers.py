@@ -107,7 +107,8 @@ def beside_the_paper(results: Path, split: str = "test") -> str:
                 n = f"{difference.n} videos" + (f", {same} training seeds" if same else "")
                 title = f" · {group.title}" if len(said) > 1 else ""
                 here = f"{show(difference, signed=True)} ({n})"
-                rows.append(f"| {where}{title} | {claim.text} | {in_the_paper(claim)} | {here} | {verdict} |")
+                who = ("ours" if claim.ours else where) + title
+                rows.append(f"| {who} | {claim.text} | {in_the_paper(claim)} | {here} | {verdict} |")
     if not rows:
         return f"**None of the {total} claims has been run on the test split yet**, so there is no result to show."
     head = "| paper | claim | its numbers | here: difference, 95 % interval | says |\n|---|---|---|---|---|\n"

@@ -10,6 +10,7 @@ from typing import Any
 from st2v_lib.evaluation.paper import STABILITY
 from st2v_lib.evaluation.statistics import interval, over_runs, paired_difference, verdict
 from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, show
+from st2v_lib.evaluation.waiting import not_run
 
 CURVES = {
     "mawe_code": "MAWE (code's formula, native size)", "clip_score": "CLIP score (the small CLIP)",
@@ -24,9 +25,8 @@ def stability(results: Path, split: str, out: Path) -> str:
     found = groups(results, "long", split)
     parts = ["## stability\n"]
     if not found:
-        rows = [[str(n), NOT_RUN, NOT_RUN, f"{m:g}", f"{c:g}"] for n, (m, c) in STABILITY.items()]
-        head = ["first n frames", "MAWE ↓", "CLIP ↑", "paper's MAWE", "paper's CLIP"]
-        return "\n".join([*parts, markdown(head, rows), "\n`st2v evaluate long --split test`\n"])
+        theirs = {f"{n} frames": f"MAWE {mawe:g}, CLIP {clip:g}" for n, (mawe, clip) in STABILITY.items()}
+        return "\n".join([*parts, not_run("long", split, theirs)])
     for k, group in enumerate(found):
         curves = {arm: curve_of(runs) for arm, runs in group.rows.items()}
         rows = []
@@ -137,7 +137,9 @@ def _pictures(
 ) -> str:  # fmt: skip
     """Pictures of several arms drawn together, of one video or of the first ones; arms without one say so."""
     found = groups(results, suite, split)
-    group = max(found, key=lambda g: len(g.rows), default=Group(suite, {}))
+    group = max(found, key=lambda g: len(g.rows), default=None)
+    if group is None:
+        return f"## {what}\n\n{not_run(suite, split)}"
     pictures = {title: pictures_of(group, arm, kind, video) for title, (arm, kind) in rows.items()}
     count = max((len(p) for p in pictures.values()), default=0) or 1
     if wide:

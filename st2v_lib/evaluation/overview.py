@@ -41,7 +41,7 @@ def inventory(results: Path, split: str) -> str:
 
 
 def claims(results: Path, split: str) -> str:
-    """Each claim with its paired difference and what it says, then how many of each kind."""
+    """Each claim, the paper's or ours, with its paired difference and what it says, then how many of each kind."""
     rows, count = [], dict.fromkeys(("agrees", "does not agree", "tie", "too few", NOT_RUN), 0)
     for where, suite, listed in CLAIMS:
         found = plain(groups(results, suite, split))
@@ -52,7 +52,8 @@ def claims(results: Path, split: str) -> str:
                 number = "" if said == NOT_RUN else f"{show(difference, signed=True)}, {difference.n} videos"
                 what = f"{claim.value}: {claim.a} less {claim.b}"
                 same = signs(group, claim.a, claim.b, claim.value) if group else ""
-                rows.append([where, claim.text, what, group.title if group else suite, number, said, same])
+                who, place = "ours" if claim.ours else where, group.title if group else suite
+                rows.append([who, claim.text, what, place, number, said, same])
     total = "; ".join(f"{n} {said}" for said, n in count.items())
-    head = ["paper", "claim", "tested as", "where", "difference", "says", "training seeds of one sign"]
+    head = ["whose", "claim", "tested as", "where", "difference", "says", "training seeds of one sign"]
     return f"{markdown(head, rows)}\n\nOf {len(rows)}: {total}.\n"

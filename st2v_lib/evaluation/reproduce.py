@@ -15,7 +15,8 @@ from st2v_lib.evaluation import figures, floors_table, paper
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
 from st2v_lib.evaluation.table1 import table1
-from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, not_run, table
+from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, table
+from st2v_lib.evaluation.waiting import not_run
 from st2v_lib.manifest import data_dir
 
 CAM_COLUMNS = (
@@ -65,7 +66,7 @@ def tables_of(
     for suite, (arms, reference) in suites.items():
         found = groups(results, suite, split)
         if not found:
-            parts.append(not_run(suite, split, arms, columns, beside))
+            parts.append(not_run(suite, split, {arm: beside[arm] for arm in arms if arm in beside}))
         for group in found:
             parts.append(table(group, arms, columns, beside, reference))
             if suite == what.removeprefix("table-") and what in paper.CLAIMS:

@@ -17,10 +17,10 @@ from st2v_lib.evaluation.tables import (
     claims_text,
     groups,
     markdown,
-    not_run,
     plain,
     table,
 )
+from st2v_lib.evaluation.waiting import not_run
 
 COLUMNS = (
     Column("mawe_code", "MAWE", -1), Column("scuts", "SCuts", -1), Column("clip_score", "CLIP", 1),
@@ -39,7 +39,7 @@ def table1(results: Path, split: str, out: Path) -> str:
     for suite, (arms, reference) in ARMS.items():
         found = plain(groups(results, suite, split))
         if not found:
-            parts.append(not_run(suite, split, arms, COLUMNS, beside))
+            parts.append(not_run(suite, split, {arm: beside[arm] for arm in arms if arm in beside}))
         for group in found:
             shown = only(group, arms)
             parts += [table(shown, arms, COLUMNS, beside, reference), claims_text(shown, paper.TABLE1_CLAIMS[suite])]

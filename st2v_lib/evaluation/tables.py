@@ -138,13 +138,6 @@ def table(
     return text
 
 
-def not_run(suite: str, split: str, arms: Sequence[str], columns: Sequence[Column], paper: Mapping[str, str]) -> str:
-    """A suite's table before there are results: the rows to come, the paper's numbers, and the command."""
-    rows = [[arm, "", "", *[NOT_RUN] * len(columns), str(paper.get(arm, ""))] for arm in arms]
-    text = f"### {suite}: not run\n\n`st2v evaluate {suite} --split {split}`\n"
-    return text + (f"\n{markdown(_head(columns), rows)}\n" if rows else "")
-
-
 def _head(columns: Sequence[Column]) -> list[str]:
     return ["arm", "videos", "seeds", *(c.title + {1: " ↑", -1: " ↓", 0: ""}[c.better] for c in columns), "paper"]
 
