@@ -1,4 +1,4 @@
-"""Exercise checkers of ``05_full_generation``: counting frames, covering a video with chunks, the hand-over."""
+"""Exercise checkers of ``05_full_generation``: counting frames, what length costs, the hand-over."""
 
 from __future__ import annotations
 
@@ -30,23 +30,33 @@ def check_bookkeeping(fn: Callable) -> None:
     passed("bookkeeping")
 
 
-def check_starts(fn: Callable) -> None:
-    """``fn(num_frames, chunk, overlap)``: first frames of the chunks that reach every frame of the video."""
-    from st2v_lib.blending import chunk_starts
+def check_bytes(fn: Callable) -> None:
+    """``fn(num_frames, side)``: bytes of frames alive when the last chunk is done, in three programs.
 
-    for num_frames, chunk, overlap in ((24, 24, 8), (40, 24, 8), (80, 24, 8), (16, 24, 8), (25, 24, 8), (31, 10, 3)):
-        want = chunk_starts(num_frames, chunk, overlap)
-        got = list(call(fn, num_frames, chunk, overlap))
-        case = f"{num_frames} frames, chunks of {chunk}, overlap {overlap}"
-        hint = f"{case}: regular starts while they lie before the last possible one, then the last possible one"
-        if got and max(got) + chunk > max(num_frames, chunk):
-            hint = f"{case}: the last chunk looks beyond the end; move it back to num_frames - chunk"
-        elif got and max(got) + chunk < num_frames:
-            hint = f"{case}: frames from {max(got) + chunk} on are never enhanced, as in the released sampler"
-        elif len(got) != len(set(got)):
-            hint = f"{case}: a chunk is there twice; the length fits without an extra one"
-        compare("starts", got, want, hint)
-    passed("starts")
+    Frames are float32 and square. The first program keeps all frames that it returns, the second all chunks whole, the
+    third holds the last chunk and 8 carried frames. Lengths fit: 16, 24, 32 ...
+    """
+    for num_frames, side in ((16, 64), (24, 64), (80, 64), (240, 32), (1200, 256)):
+        chunks, frame = 1 + (num_frames - 16) // 8, 3 * side**2 * 4
+        want = (num_frames * frame, 16 * chunks * frame, 24 * frame)
+        got = call(fn, num_frames, side)
+        case = f"{num_frames} frames of {side} px"
+        hint = f"{case}: count the frames that each program holds, then 3 * side * side numbers of 4 bytes each"
+        if np.shape(got) == (3,) and tuple(got) != want:
+            if np.allclose(np.multiply(got, 4), want):
+                hint = f"{case}: these are numbers, not bytes; a float32 has four"
+            elif np.allclose(np.multiply(got, 3), want):
+                hint = f"{case}: a pixel has three colours"
+            elif got[0] == want[0] and got[1] == 16 * (chunks - 1) * frame:
+                hint = f"{case}: the first chunk is kept, too"
+            elif got[0] == want[0] and got[1] == want[0] != want[1]:
+                hint = f"{case}: a whole chunk has 16 frames, also those 8 that repeat the chunk before"
+            elif got[:2] == want[:2] and got[2] in (16 * frame, 8 * frame):
+                hint = f"{case}: the stream holds two things, the chunk of 16 and the condition of 8"
+            elif got[:2] == want[:2] and got[2] > want[2]:
+                hint = f"{case}: a stream has handed its earlier frames out; it does not grow with the length"
+        compare("bytes", got, want, hint)
+    passed("bytes")
 
 
 def check_hand_over(fn: Callable) -> None:
