@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
@@ -53,9 +54,10 @@ def inflate(unet: StreamingUNet, image_unet: UNet2DConditionModel) -> StreamingU
     """Gives the UNet its twin's spatial layers and closes its temporal branches: each frame is now the twin's image."""
     unet.load_state_dict(image_unet.state_dict(), strict=False)
     for module in unet.modules():
-        last = {TransformerTemporalModel: "proj_out", TemporalConvLayer: "conv4"}.get(type(module))
-        for parameter in getattr(module, last).parameters() if last else ():
-            parameter.zero_()
+        if isinstance(module, TransformerTemporalModel):
+            nn.init.zeros_(module.proj_out.weight), nn.init.zeros_(module.proj_out.bias)
+        elif isinstance(module, TemporalConvLayer):  # not its norm: behind a dead one it would never learn
+            nn.init.zeros_(module.conv4[-1].weight), nn.init.zeros_(module.conv4[-1].bias)
     return unet
 
 

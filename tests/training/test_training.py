@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
 from st2v_lib import cli as command_line
@@ -322,6 +324,11 @@ def test_inflated_unet_is_the_image_model_frame_by_frame():
     frames = torch.stack([twin(x[:, :, f], t, text).sample for f in range(5)], 2)
     torch.testing.assert_close(unet(x, t, text), frames, rtol=1e-4, atol=1e-5)  # batches of other sizes round otherwise
     assert frames.std() > 0.1
+    with torch.enable_grad():
+        unet(x, t, text).square().mean().backward()
+    closed = [m.conv4[-1] for m in unet.modules() if isinstance(m, TemporalConvLayer)]
+    closed += [m.proj_out for m in unet.modules() if isinstance(m, TransformerTemporalModel)]
+    assert closed and all(m.weight.grad.abs().max() > 0 for m in closed), "closed, and still able to open"
 
 
 class FakeGraph:
