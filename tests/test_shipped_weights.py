@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.resnet import TemporalConvLayer
 from safetensors import safe_open
 
 from st2v_lib import load
@@ -75,3 +76,15 @@ def test_memories_are_trained(pipe):
     """Zero-initialised layers have moved; an untrained memory would change nothing."""
     assert all(float(i.proj_out.weight.abs().max()) > 1e-3 for i in pipe.cam.injectors)
     assert max(abs(a) for a in pipe.apm.alphas().values()) > 1e-3
+
+
+@torch.no_grad()
+def test_base_and_cam_know_the_order_of_frames(pipe):
+    """Shuffled frames, shuffled back after: the same prediction would mean that time has no direction for them."""
+    generator = torch.Generator().manual_seed(0)
+    x, order = torch.randn(2, 8, 16, 8, 8, generator=generator), torch.randperm(16, generator=generator)
+    text, t = pipe.encode_text("a red circle bounces over green stripes").expand(2, -1, -1), torch.tensor([600, 900])
+    for module in (pipe.unet, pipe.cam.extractor):
+        assert all(m.conv4[0].weight.abs().max() > 0 for m in module.modules() if isinstance(m, TemporalConvLayer))
+    whole, shuffled = pipe.unet(x, t, text), pipe.unet(x[:, :, order], t, text)
+    assert (shuffled - whole[:, :, order]).square().mean() > 1e-3 * whole.square().mean()
