@@ -289,8 +289,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
             batch_size: frames in the VAE at once, and in a block that is yielded.
             num_frames: length of the video, if blocks are given and it is known: the last frames then come earlier.
             chunk_batch: chunks in the network at once. More than 1 is not bit-identical and lets the frames come later,
-                hence the default; 4 were a tenth faster on two cores (``benchmarks/streaming.py``), and a GPU that one
-                chunk does not fill should gain more.
+                hence the default; 4 were a tenth faster on two cores (``benchmarks/streaming.py``).
 
         The other arguments are those of a call. Raises ``InputError`` or ``WeightsError`` now.
         """

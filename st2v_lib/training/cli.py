@@ -36,6 +36,8 @@ PHASES = tuple(SHARES)
 def run(args: argparse.Namespace) -> int:
     """Entry point of the command line; see ``st2v train --help``."""
     cfg = preset(args.preset)
+    if args.lr_scale != 1 and (args.data is not None or args.phase not in (*PHASES, "all")):
+        raise UserError("--lr-scale is for the phases of the tiny models, not for --data or the arms of the fair tests")
     if args.data is not None:
         from st2v_lib.training import folder_data
 
