@@ -220,16 +220,19 @@ def contact_sheet(
     width = max(v.shape[2] for v in videos.values())
     zoom = zoom or max(1, 1000 // (columns * width))
     side = min(1.3, 10 / columns)
-    rows = [(t, first, v) for t, v in videos.items() for first in range(0, len(v), every * columns)]
-    fig, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(side * columns, (side + 0.22) * len(rows)))
+    rows = [(t.strip(), first, v) for t, v in videos.items() for first in range(0, len(v), every * columns)]
+    # a name wider than its picture stands on a line of its own, or it would run into the next number
+    wide = any(0.07 * len(f"{name}  {labels[0]}") > side for name, _, _ in rows)
+    gap, between = (0.36, "\n") if wide else (0.22, "  ")
+    fig, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(side * columns, (side + gap) * len(rows)))
     for axis in axes.flat:
         axis.axis("off")
     for (name, first, frames), line in zip(rows, axes):
         for axis, t in zip(line, range(first, len(frames), every)):
             axis.imshow(frames[t], interpolation="nearest")
-            label = f"{name.strip()}  {labels[t // every]}" if t == 0 else str(labels[t // every])
+            label = f"{name}{between}{labels[t // every]}" if t == 0 else str(labels[t // every])
             axis.set_title(label.strip(), fontsize=8, pad=2, loc="left")
-    fig.subplots_adjust(0, 0, 1, 0.97, wspace=0.04, hspace=0.22)
+    fig.subplots_adjust(0, 0, 1, 0.97, wspace=0.04, hspace=gap / side)
     if title:
         fig.suptitle(title, fontsize=9, x=0, y=0.97 + 0.3 / fig.get_figheight(), ha="left", va="bottom")
     return show_figure(fig)
