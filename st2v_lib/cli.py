@@ -163,6 +163,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="cam, apm: train on its videos and captions.jsonl")
     parser.add_argument("--batch-scale", type=float, default=1.0, metavar="X", help="multiplies batch sizes")
     parser.add_argument("--lr-scale", type=float, default=1.0, metavar="X", help="multiplies learning rates")
+    parser.add_argument(
+        "--temporal-lr-scale", type=float, default=1.0, metavar="X", help="of base: its temporal layers', on top"
+    )
     parser.add_argument("--compile", action="store_true", help="compile transformer blocks (needs a C++ compiler)")
     parser.add_argument("--graph", action="store_true", help="record the step as a CUDA graph (small models, one GPU)")
     parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")

@@ -20,6 +20,7 @@ from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import make_scheduler
+from st2v_lib.training.base import TEMPORAL
 from st2v_lib.training.cam import BATCH, seen_frames
 from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
@@ -27,7 +28,6 @@ from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighte
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
 RETURNING = 0.4
 ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of APM's gradient
-FROZEN_TEMPORAL = ("transformer_in", "temp_attentions", "temp_convs")
 
 
 class ApmStep(DiffusionStep):
@@ -47,7 +47,7 @@ class ApmStep(DiffusionStep):
         self.unet = unet.requires_grad_(train_unet)
         if train_unet:
             for name, parameter in unet.named_parameters():
-                parameter.requires_grad_(not any(part in name for part in FROZEN_TEMPORAL))
+                parameter.requires_grad_(not any(part in name for part in TEMPORAL))
         self.image_encoder = image_encoder.requires_grad_(False).eval()
         self.cam, self.apm = cam.requires_grad_(True).attach(unet), apm.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")

@@ -26,6 +26,7 @@ from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighte
 
 TEXT_DROPOUT = 0.1
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
+TEMPORAL = ("transformer_in", "temp_attentions", "temp_convs")  # in the names of its temporal layers
 TURNS = ((16, 8), (16, 8), (16, 8), (1, 64))  # frames and batch size of the steps, in turn
 MOST_IMAGES = 1000  # of 8x8 cells: attention kernels take batches of less than 65 536
 IMAGES, IMAGE_PREFILL = 128, 1536  # images a step, and those made before the first
@@ -101,6 +102,13 @@ class BaseStep(DiffusionStep):
     def loss(self, batch: dict[str, torch.Tensor]):
         x, t, target = at_random_levels(self.scheduler, batch["latents"])
         return weighted_mse(self.unet(x, t, batch["text"]), target, batch["mask"]), {}
+
+    def groups(self, lr: float, temporal_scale: float = 1.0) -> list[dict]:
+        """Parameter groups: the temporal layers, younger than the image model's, may learn at another rate."""
+        temporal, spatial = [], []
+        for name, parameter in self.unet.named_parameters():
+            (temporal if any(part in name for part in TEMPORAL) else spatial).append(parameter)
+        return [{"params": spatial, "lr": lr}, {"params": temporal, "lr": temporal_scale * lr}]
 
 
 def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):

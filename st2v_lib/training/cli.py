@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = preset(args.preset)
     if args.lr_scale != 1 and (args.data is not None or args.phase not in (*PHASES, "all")):
         raise UserError("--lr-scale is for the phases of the tiny models, not for --data or the arms of the fair tests")
+    if args.temporal_lr_scale != 1 and (args.data is not None or args.phase not in ("base", "all")):
+        raise UserError("--temporal-lr-scale is for the tiny base alone: st2v train base")
     if args.data is not None:
         from st2v_lib.training import folder_data
 
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if cfg.name != "tiny":
         raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     minutes = 9.0 if args.minutes is None else args.minutes
-    for name, value in {"minutes": minutes, "batch-scale": args.batch_scale, "lr-scale": args.lr_scale}.items():
+    numbers = {"batch-scale": args.batch_scale, "lr-scale": args.lr_scale, "temporal-lr-scale": args.temporal_lr_scale}
+    for name, value in {"minutes": minutes, **numbers}.items():
         if not 0 < value < float("inf"):
             raise UserError(f"--{name} must be a positive number, got {value}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -57,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     for phase, budget in budgets(args.budget, args.phase, minutes).items():
         options = {} if phase == "reader" else {"batch_scale": args.batch_scale}
         options |= {"compiled": args.compile, "graphed": args.graph, "seed": args.seed, "lr_scale": args.lr_scale}
+        if phase == "base":
+            options["temporal_lr_scale"] = args.temporal_lr_scale
         train_phase(phase, cfg, out, budget, acc, resume=args.resume, **options)
     return 0
 
@@ -97,6 +102,7 @@ def train_phase(
     graphed: bool = False,
     total_steps: int | None = None,
     lr_scale: float = 1.0,
+    temporal_lr_scale: float = 1.0,
     **options: object,
 ) -> dict[str, float]:
     """Trains one phase and writes its weights.
@@ -113,6 +119,7 @@ def train_phase(
         compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
         graphed: record each step as a CUDA graph.
         lr_scale: multiplies the phase's learning rate, for weights that are good already; not for the reader.
+        temporal_lr_scale: multiplies that of the base's temporal layers once more.
         total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
@@ -136,7 +143,8 @@ def train_phase(
         if acc.is_main_process:
             write_manifest(out)
         return result
-    step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options, lr_scale)
+    rates = lr_scale, temporal_lr_scale
+    step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options, *rates)
     if compiled:
         common.compile_blocks(step)
     ends = {"max_steps": max_steps, "total_steps": total_steps}
@@ -190,6 +198,7 @@ def _prepare(
     seed: int,
     options: dict,
     lr_scale: float = 1.0,
+    temporal_lr_scale: float = 1.0,
 ):
     """The step module, batch function, optimiser numbers, writer and parameter groups of a phase."""
     from diffusers import UNet2DConditionModel
@@ -235,7 +244,8 @@ def _prepare(
         if (out / "image_unet").exists() and not (resume and (out / "unet").exists()):
             base.inflate(unet, load(UNet2DConditionModel, out, "image_unet", torch.device("cpu")))
         module, config = base.BaseStep(cfg, unet, text), fit(rate, decay=0.4, ema_decay=0.999)
-        return module, base.make_batch(frozen, seed, **options), config, lambda: save(unet, out / "unet"), None
+        batches, groups = base.make_batch(frozen, seed, **options), module.groups(config.lr, temporal_lr_scale)
+        return module, batches, config, lambda: save(unet, out / "unet"), groups
     if phase == "enhancer":
         unet = quiet(saved(StreamingUNet, "enhancer", lambda: make_unet(cfg.enhancer.unet)))
         batches = enhancer.make_batch(cfg, frozen, seed, **options)
@@ -279,6 +289,9 @@ def quiet(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def save(module: torch.nn.Module, folder: Path) -> None:
-    """Writes a component as fp16 safetensors in diffusers' layout, leaving the module in float32."""
-    module.half().save_pretrained(folder)
+    """Writes a component as fp16 safetensors in diffusers' layout, leaving the module in float32.
+
+    Weights are first rounded to bfloat16, eight digits as in the products of training: git packs that a sixth smaller.
+    """
+    module.bfloat16().half().save_pretrained(folder)
     module.float()

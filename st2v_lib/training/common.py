@@ -122,7 +122,8 @@ def fit(
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         step, seconds_before = state["step"], state["seconds"]
-        if state.get("names") == names:  # else other parts are trained now: go on from the weights alone
+        same = len(state["optimizer"]["param_groups"]) == len(optimizer.param_groups)
+        if same and state.get("names") == names:  # else other parts are trained now: go on from the weights alone
             with torch.no_grad():
                 for p, q in zip(trainable, state["model"], strict=True):
                     p.copy_(q)

@@ -274,10 +274,10 @@ def test_budgets_name_phases_and_minutes():
         cli.budgets("base=1", "base", 9.0)
 
 
-@pytest.mark.parametrize("option", ["--minutes", "--batch-scale", "--lr-scale"])
+@pytest.mark.parametrize("option", ["--minutes", "--batch-scale", "--lr-scale", "--temporal-lr-scale"])
 def test_numbers_of_training_are_positive(option, tmp_path, capsys):
     for wrong in ("0", "-1", "inf", "nan"):
-        assert command_line.main(["train", "cam", "--out", str(tmp_path / "w"), option, wrong]) != 0
+        assert command_line.main(["train", "base", "--out", str(tmp_path / "w"), option, wrong]) != 0
         assert f"{option} must be a positive number" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
@@ -290,6 +290,19 @@ def test_learning_rates_are_scaled():
         )
         rates[scale] = [config.lr, *(g["lr"] for g in groups)]
     assert rates[0.25] == [lr / 4 for lr in rates[1.0]]
+
+
+def test_temporal_layers_may_learn_at_their_own_rate(tmp_path, capsys):
+    acc = common.accelerator("cpu")
+    step, _, config, _, groups = cli._prepare(
+        "base", TINY, weights_dir("tiny"), 1.0, acc, True, 0, {}, temporal_lr_scale=3.0
+    )
+    assert [g["lr"] for g in groups] == [config.lr, 3 * config.lr]
+    spatial, temporal = ({id(p) for p in g["params"]} for g in groups)
+    assert spatial | temporal == {id(p) for p in step.unet.parameters()} and not spatial & temporal
+    assert {id(p) for p in step.unet.mid_block.temp_convs.parameters()} < temporal
+    assert command_line.main(["train", "cam", "--out", str(tmp_path / "w"), "--temporal-lr-scale", "3"]) != 0
+    assert "st2v train base" in capsys.readouterr().err
 
 
 def test_timesteps_lean_towards_noise():
