@@ -263,6 +263,19 @@ def test_words_are_told_apart_before_pictures_teach_them():
     assert not clip.ClipStep(model).words.requires_grad  # nothing left to teach
 
 
+def test_attributes_of_a_sprite_that_is_alone_and_whole_pull_at_its_embedding():
+    torch.manual_seed(0)
+    batch = clip.clip_batch(random.Random(0), clip.make_tokenizer(), 48, "strangers")
+    told = ~batch["identity"].isnan().any(-1)
+    assert 8 < told.sum() < 48 and batch["identity"][told, :4].sum(-1).eq(1).all()
+    step = clip.ClipStep(clip.make_clip(TINY.clip))
+    embeds = torch.randn(48, TINY.clip.projection_dim, requires_grad=True)
+    step.attribute_loss(embeds, batch["identity"]).backward()
+    assert embeds.grad[told].abs().sum(-1).gt(0).all() and embeds.grad[~told].eq(0).all()
+    nothing = torch.full_like(batch["identity"], torch.nan)
+    assert step.attribute_loss(embeds, nothing) == 0  # a batch without such a sprite
+
+
 def test_budgets_name_phases_and_minutes():
     assert cli.budgets(None, "cam", 3.0) == {"cam": 3.0}
     assert abs(sum(cli.budgets(None, "all", 9.0).values()) - 9.0) < 1e-9
