@@ -88,6 +88,7 @@ class Ladder:
 
     Raises:
         InputError: for an unknown rung.
+        DeviceError: when not even the smallest rung fits.
     """
 
     def __init__(
@@ -112,41 +113,58 @@ class Ladder:
             pipe.vae.encode, pipe.vae.decode = (self._retrying(f) for f in (pipe.vae.encode, pipe.vae.decode))
         if "cam" in self.nets:  # called without CAM's own forward, once a chunk
             self._guard(pipe.cam.extractor.cond_encoder, ("unet", "cam"))
-        self.apply(self.rung)
+        self._take(self.rung)
         self.report(f"memory: rung {self.rung.name!r} on {device} ({free / 1e9:.1f} GB free)")
 
     def apply(self, rung: Rung) -> None:
         """Changes the networks to that rung."""
         self.rung, self.inside = rung, None
         idle = "cpu" if rung.offload else self.device
+        for name in (name for group in GROUPS for name in group):  # first: off-loading makes room for the resident
+            self._move(name, idle)
         for name in RESIDENT:
             self._move(name, self.device)
-        for name in (name for group in GROUPS for name in group):
-            self._move(name, idle)
         if "vae" in self.nets:
             self.nets["vae"].use_slicing = rung.slice_vae
         for name in {"base", "unet", "cam", "enhancer"} & self.nets.keys():
             chunk_feed_forward(self.nets[name], rung.feed_forward_rows)
 
     def down(self) -> bool:
-        """Takes the next rung; ``False`` on the last one."""
+        """Takes the next rung that fits; ``False`` on the last one."""
         at = RUNGS.index(self.rung) + 1
         if at == len(RUNGS):
             return False
-        group = self.inside
-        self.apply(RUNGS[at])
-        if group:
-            self.enter(group)
+        self._take(RUNGS[at], self.inside)
+        self.report(f"memory: out of memory, going on with rung {self.rung.name!r}")
+        return True
+
+    def _take(self, rung: Rung, group: tuple[str, ...] | None = None) -> None:
+        """Changes to that rung, or one further down if moving the weights takes too much; then enters the stage."""
+        for candidate in RUNGS[RUNGS.index(rung) :]:
+            try:
+                self.apply(candidate)
+                self._free()
+                if group:
+                    self.enter(group)
+                return
+            except torch.OutOfMemoryError as error:
+                short = str(error).splitlines()[0]
+            self._free()  # outside the handler, as in _retrying
+        raise self._too_small(short)
+
+    def _free(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.report(f"memory: out of memory, going on with rung {self.rung.name!r}")
-        return True
+
+    def _too_small(self, short: str) -> DeviceError:
+        return DeviceError(f"{self.device} is too small even for the smallest rung: {short}")
 
     def enter(self, group: tuple[str, ...]) -> None:
         """Brings a stage's networks to the device and, when off-loading, the others away from it."""
         if group == self.inside or not self.rung.offload:
             return
+        self.inside = None  # until all are there
         for name in (name for other in GROUPS if other != group for name in other):
             self._move(name, "cpu")
         for name in group:
@@ -182,7 +200,7 @@ class Ladder:
                     short = str(error).splitlines()[0]
                 # outside the handler: until here the exception kept the failed call's tensors alive
                 if not self.down():
-                    raise DeviceError(f"{self.device} is too small even for the smallest rung: {short}")
+                    raise self._too_small(short)
 
         return retrying
 

@@ -92,6 +92,51 @@ def test_the_last_rung_gives_one_clear_error(pipe):
         frames(pipe)
 
 
+def short_moves(monkeypatch, *failing):
+    """Moves of these numbers, counted over all networks, find no memory; returns what has been moved."""
+    real, moved = Ladder._move, []
+
+    def move(self, name, device):
+        moved.append(name)
+        if len(moved) in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        real(self, name, device)
+
+    monkeypatch.setattr(Ladder, "_move", move)
+    return moved
+
+
+def test_out_of_memory_while_weights_are_first_moved_takes_a_smaller_rung(pipe, monkeypatch):
+    expected, said = frames(pipe), []
+    short_moves(monkeypatch, 4)
+    pipe.ladder = Ladder(pipe, torch.device("cpu"), "fastest", said.append)
+    assert pipe.ladder.rung.name == "16 GB" and "rung '16 GB' on cpu" in said[-1]
+    assert (frames(pipe) - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("at", [1, 9])
+def test_out_of_memory_while_going_down_goes_further_down(pipe, monkeypatch, at):
+    ladder = Ladder(pipe, torch.device("cpu"), "fastest", lambda _: None)
+    ladder.inside = ("unet", "cam")
+    moved = short_moves(monkeypatch, at)  # 1: as the rung is applied, 9: as the stage is entered again
+    assert ladder.down() and ladder.rung.name == "smallest" and ladder.inside == ("unet", "cam")
+    assert len(moved) > 9
+
+
+def test_out_of_memory_as_a_stage_is_entered_goes_down(pipe, monkeypatch):
+    expected, said = frames(pipe), []
+    pipe.ladder = Ladder(pipe, torch.device("cpu"), "16 GB", said.append)
+    short_moves(monkeypatch, 1)
+    assert (frames(pipe) - expected).abs().max() < 1e-3
+    assert said[1:] == ["memory: out of memory, going on with rung 'smallest'"]
+
+
+def test_weights_that_fit_on_no_rung_are_one_clear_error(pipe, monkeypatch):
+    short_moves(monkeypatch, *range(1, 100))
+    with pytest.raises(DeviceError, match="too small even for the smallest rung: CUDA out of memory"):
+        Ladder(pipe, torch.device("cpu"), "fastest", lambda _: None)
+
+
 def test_off_loading_keeps_one_stage_on_the_device(pipe, monkeypatch):
     """Counted with moves noted in place of made: the meta device cannot compute and there may be no other."""
     where = {}
