@@ -26,6 +26,7 @@ DRAWINGS = (
 PAPER_ROWS = (
     "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",
 )  # fmt: skip
+DTYPES = ("fp16", "bf16", "fp32")
 RUNG_NAMES = ("fastest", "16 GB", "smallest")
 DEMO_DIR = Path("outputs/demo")
 
@@ -107,6 +108,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to start from, not stage 1")
     parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung on a GPU (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU; tiny: always fp32")
     parser.add_argument(
         "--demo", type=Path, nargs="?", const=DEMO_DIR, metavar="DIR",
         help=f"also write both sizes, a contact sheet, an x-t slice and a metrics table (default DIR: {DEMO_DIR})",

@@ -39,6 +39,8 @@ from st2v_lib.stages import carried_frames
 from st2v_lib.video_io import VideoWriter, to_uint8
 from st2v_lib.world.reader import load_reader
 
+DTYPES = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def run(args: argparse.Namespace) -> int:
     """Makes the video and writes it; prints where it is and the seconds of each stage.
@@ -66,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as files:
         low_writers, writers = _open_writers(args, cfg.fps, prompt, files)
         start = time.perf_counter()
-        pipe = load(args.preset, args.device, memory=args.memory)
+        pipe = load(args.preset, args.device, memory=args.memory, dtype=DTYPES[args.dtype])
         if writers and pipe.enhancer is None:
             raise WeightsError("these weights have no enhancer; add --no-enhance")
         print(f"{prompt!r}, {args.frames} frames, seed {args.seed} (weights loaded in {_since(start)})")

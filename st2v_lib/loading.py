@@ -37,19 +37,24 @@ REQUIRED = ("vae", "text_encoder", "tokenizer", "unet")
 
 
 def load(
-    preset: str = "tiny", device: str = "auto", folder: str | Path | None = None, memory: str = "auto"
+    preset: str = "tiny",
+    device: str = "auto",
+    folder: str | Path | None = None,
+    memory: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> StreamingT2VPipeline:
     """The pipeline of a preset, from the weights that come with the kit.
 
     Args:
         preset: ``"tiny"``, or ``"modelscope"`` once ``st2v download`` has fetched its public weights.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. float32 on a CPU, float16 on CUDA for
-            ``modelscope``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         folder: other weights than the kit's.
         memory: rung of ``memory.RUNGS`` that the full-size model starts on; ``"auto"`` goes by what is free.
+        dtype: ``torch.float16``, ``bfloat16`` or ``float32`` for ``modelscope``; ``None``: float16 on CUDA, else
+            float32. ``tiny`` is always in float32.
 
     Raises:
-        InputError: unknown preset or rung.
+        InputError: unknown preset, rung or dtype.
         DeviceError: a device that is not there.
         WeightsError: weights that are missing, damaged or made for another config, with what to do about it.
     """
@@ -57,6 +62,11 @@ def load(
         cfg = preset_config(preset)
     except ValueError as error:
         raise InputError(str(error)) from None
+    choices = (torch.float32,) if cfg.name == "tiny" else (torch.float16, torch.bfloat16, torch.float32)
+    if dtype not in (None, *choices):
+        raise InputError(
+            f"dtype: {preset!r} runs in {', '.join(_type_name(t) for t in choices)}, got {_type_name(dtype)}"
+        )
     target, folder = check_device(device), Path(folder or weights_dir(preset))
     if not folder.is_dir() or not any(folder.iterdir()):
         way = "st2v train all" if cfg.name == "tiny" else "its public weights are not part of the kit: st2v download"
@@ -67,7 +77,8 @@ def load(
         raise WeightsError(
             f"{folder} is no pipeline: {', '.join(missing) or INDEX} missing; finish the training of the base model"
         )
-    dtype = torch.float16 if cfg.name == "modelscope" and target.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.float16 if cfg.name == "modelscope" and target.type == "cuda" else torch.float32
     with _quiet():
         try:
             pipe = StreamingT2VPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
@@ -129,6 +140,10 @@ def _quiet() -> Iterator[None]:
         diffusers.utils.logging.set_verbosity(verbosity)
         for log in shown:
             log.enable_progress_bar()
+
+
+def _type_name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _first_line(error: Exception) -> str:

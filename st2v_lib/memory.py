@@ -80,8 +80,9 @@ class Ladder:
     """Runs a pipeline's networks on a device, on a rung; goes down when memory is short.
 
     Args:
-        pipe: the pipeline, with its networks in the machine's memory and in their final type. It is changed in place.
-            Its weights stay where they are, in files mapped by the loader for instance; the device has a copy.
+        pipe: the pipeline, with its networks in the machine's memory. It is changed in place. Its weights stay where
+            they are, in files mapped by the loader for instance; the device has a copy. Another type may be given to
+            them later, ``pipe.to(torch.float32)``.
         device: where to compute.
         rung: where to start; ``"auto"`` goes by what is free.
         report: gets a line when a rung is taken.
@@ -100,7 +101,7 @@ class Ladder:
     ):
         self.pipe, self.device, self.report = pipe, device, report
         free = free_memory(device)
-        self.rung = choose_rung(free, rung)
+        self.rung = choose_rung(free * 2 / pipe.unet.dtype.itemsize, rung)  # rungs are in half precision
         self.inside: tuple[str, ...] | None = None
         names = (*RESIDENT, *(name for group in GROUPS for name in group))
         self.nets = {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
@@ -173,7 +174,10 @@ class Ladder:
 
     def _move(self, name: str, device: torch.device | str) -> None:
         if name in self.nets:
-            for tensor, home in zip(_tensors(self.nets[name]), self.home[name], strict=True):
+            for i, tensor in enumerate(_tensors(self.nets[name])):
+                home = self.home[name][i]
+                if tensor.dtype != home.dtype:  # changed since, as by pipe.to(torch.float32)
+                    home = self.home[name][i] = tensor.data.cpu()
                 if torch.device(device).type == "cpu":
                     tensor.data = home
                 elif tensor.device != torch.device(device):

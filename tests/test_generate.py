@@ -82,6 +82,7 @@ def test_demo_writes_all_it_promises(generate, tmp_path, capsys):
         (["--device", "cuda:99"], "not there"),
         (["--device", "toaster"], "unknown device"),
         (["--out", "video.gif"], ".mp4"),
+        (["--dtype", "fp16"], "'tiny' runs in float32, got float16"),
         (["--preset", "modelscope"], "no weights of 'modelscope'"),
     ],
 )

@@ -166,7 +166,12 @@ def test_a_pipeline_from_local_folders(local, tmp_path, monkeypatch):
     download.download(plans, tmp_path, cfg)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}, "made once"
 
+    for dtype in (torch.float16, torch.bfloat16):
+        assert load("modelscope", "cpu", tmp_path, dtype=dtype).unet.dtype == dtype
+    with pytest.raises(InputError, match="runs in float16, bfloat16, float32, got float64"):
+        load("modelscope", "cpu", tmp_path, dtype=torch.float64)
     pipe = load("modelscope", "cpu", tmp_path)
+    assert pipe.unet.dtype == torch.float32
     assert isinstance(pipe, StreamingT2VPipeline) and pipe.cfg == cfg
     assert type(pipe.text_encoder).__name__ == "CLIPTextModel" and pipe.apm.config.text_len == 77
     assert not torch.equal(pipe.base.conv_in.weight, pipe.unet.conv_in.weight), "stage 1 has a UNet of its own"

@@ -13,6 +13,7 @@ from st2v_lib.config import TINY
 from st2v_lib.errors import DeviceError, InputError
 from st2v_lib.loading import load
 from st2v_lib.memory import RUNGS, Ladder, PeakCounter, choose_rung, chunk_feed_forward
+from st2v_lib.pipeline import StreamingT2VPipeline
 
 PROMPT = "a red circle bounces over green stripes"
 
@@ -151,6 +152,26 @@ def test_off_loading_keeps_one_stage_on_the_device(pipe, monkeypatch):
     stages = {name: on(places) for name, places in resident}
     assert stages == {"unet": {"unet", "cam", "vae", "apm"}, "enhancer": {"enhancer", "vae", "apm"}}
     assert ladder.inside == ("enhancer",)
+
+
+@pytest.mark.parametrize("rung", ["fastest", "16 GB"])
+def test_weights_may_change_their_type_under_a_ladder(pipe, random_weights, quick_config, rung):
+    expected = frames(pipe)
+    half = StreamingT2VPipeline.from_pretrained(random_weights / "weights" / "tiny", torch_dtype=torch.float16)
+    half.cfg = quick_config
+    half.ladder = Ladder(half, torch.device("cpu"), rung, lambda _: None)
+    half.to(torch.float32)
+    half.ladder.enter(("enhancer",))  # would bring the old weights back
+    half.ladder.down()
+    assert {net.dtype for net in half.ladder.nets.values()} == {torch.float32}
+    assert (frames(half) - expected).abs().max() < 1e-3
+
+
+def test_a_rung_is_chosen_by_the_size_of_the_type(pipe, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 30e9)
+    assert Ladder(pipe, torch.device("cpu"), report=lambda _: None).rung.name == "16 GB"  # float32 takes twice as much
+    pipe.to(torch.float16)
+    assert Ladder(pipe, torch.device("cpu"), report=lambda _: None).rung.name == "fastest"
 
 
 @torch.no_grad()
