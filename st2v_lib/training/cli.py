@@ -40,12 +40,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--lr-scale is for the phases of the tiny models, not for --data or the arms of the fair tests")
     if args.temporal_lr_scale != 1 and (args.data is not None or args.phase not in ("base", "all")):
         raise UserError("--temporal-lr-scale is for the tiny base alone: st2v train base")
-    if args.data is not None:
-        from st2v_lib.training import folder_data
-
-        return folder_data.run(args, cfg, common.accelerator(args.device))
-    if cfg.name != "tiny":
-        raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     minutes = 9.0 if args.minutes is None else args.minutes
     numbers = {"batch-scale": args.batch_scale, "lr-scale": args.lr_scale, "temporal-lr-scale": args.temporal_lr_scale}
     for name, value in {"minutes": minutes, **numbers}.items():
@@ -53,6 +47,15 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be a positive number, got {value}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for and there is none here; choose --device cpu")
+    if args.data is not None:
+        from st2v_lib.training import folder_data
+
+        options = {"compile": args.compile, "graph": args.graph, "clips": args.clips, "budget": args.budget}
+        if ignored := [f"--{name}" for name, value in options.items() if value is not None and value is not False]:
+            raise UserError(f"--data has no use for {', '.join(ignored)}; --minutes is its budget")
+        return folder_data.run(args, cfg, common.accelerator(args.device))
+    if cfg.name != "tiny":
+        raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     out = Path(args.out or "runs/tiny")
     acc = common.accelerator(args.device)
     if args.source or args.clips is not None or args.phase not in (*PHASES, "all"):

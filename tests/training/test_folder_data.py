@@ -181,3 +181,20 @@ def test_command(folder, tmp_path, capsys):
     assert "captions.jsonl" in capsys.readouterr().err
     assert cli.main(["train", "cam", "--preset", "modelscope", "--device", "cpu"]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--minutes", "0"], "--minutes must be a positive number"),
+        (["--batch-scale", "-1"], "--batch-scale must be a positive number"),
+        (["--device", "cuda"], "CUDA was asked for"),
+        (["--compile", "--budget", "cam=1"], "no use for --compile, --budget"),
+        (["--graph", "--clips", "0"], "no use for --graph, --clips"),
+    ],
+)
+def test_options_are_checked_with_data_too(folder, tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(folder_data, "run", lambda *arguments: 0)
+    assert cli.main(["train", "cam", "--data", str(folder), "--out", str(tmp_path / "own"), *options]) == 2
+    assert says in capsys.readouterr().err
