@@ -153,6 +153,12 @@ def fit(
         }  # fmt: skip
         save_atomically(state_file, lambda f: torch.save(state, f))
 
+    def log() -> None:
+        logged.update({k: float(total) / n for k, (total, n) in sums.items()})
+        sums.clear()
+        _log(run_dir / "log.csv", step, seconds_before + time.time() - start, logged, acc)
+        bar.set_postfix({k: f"{v:.4f}" for k, v in logged.items()} | {"step": step})
+
     bar = tqdm(total=round(cfg.minutes * 60), desc=cfg.name, unit="s", disable=not acc.is_main_process)
     while True:
         elapsed = time.time() - start
@@ -183,15 +189,15 @@ def fit(
             total, n = sums.get(k, (0.0, 0))
             sums[k] = (total + torch.as_tensor(v).detach(), n + 1)  # stays on the device: no waiting at each step
         now = time.time()
-        if now - last_log > 10 or stop:
-            logged = {k: float(total) / n for k, (total, n) in sums.items()}
-            _log(run_dir / "log.csv", step, seconds_before + now - start, logged, acc)
-            bar.set_postfix({k: f"{v:.4f}" for k, v in logged.items()} | {"step": step})
-            sums, last_log = {}, now
+        if now - last_log > 10:
+            log()
+            last_log = now
         if now - last_save > cfg.save_seconds:
             save()
             last_save = now
         bar.update(min(round(now - start), bar.total) - bar.n)
+    if sums:  # of the steps since the last line
+        log()
     bar.close()
     save()
     ema.copy_to(trainable)
