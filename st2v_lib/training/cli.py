@@ -152,7 +152,6 @@ def train_phase(
         common.compile_blocks(step)
     ends = {"max_steps": max_steps, "total_steps": total_steps}
     fit_config = common.FitConfig(**{**vars(fit_config), **ends, "seed": seed, "graphed": graphed})
-    torch.manual_seed(seed + 1 + acc.process_index)  # each process its own noise
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)
     if acc.is_main_process:

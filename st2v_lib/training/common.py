@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def noise_seed(seed: int, rank: int, step: int) -> int:
+    """The seed of a run's noise and timesteps: another for each process and each step gone on from."""
+    return seed + 1 + rank if step == 0 else random.Random(f"noise/{seed}/{rank}/{step}").randrange(2**31)
+
+
 def fit(
     step_module: nn.Module,
     make_batch: Callable[[int, int], Any],
@@ -96,7 +102,7 @@ def fit(
     acc: Accelerator,
     groups: list[dict[str, Any]] | None = None,
 ) -> dict[str, float]:
-    """Trains the trainable parameters of ``step_module`` and leaves their EMA in it.
+    """Trains the trainable parameters of ``step_module`` and leaves their EMA in it. Seeds torch's generators.
 
     Args:
         step_module: ``forward(batch) -> (loss, {name: scalar})``; if it has a ``prepare(batch)``, that comes first.
@@ -129,6 +135,7 @@ def fit(
                     p.copy_(q)
             optimizer.load_state_dict(state["optimizer"])
             ema.load_state_dict(state["ema"])
+    torch.manual_seed(noise_seed(cfg.seed, acc.process_index, step))
     ema.to(acc.device)
     wrapped, optimizer = acc.prepare(step_module, optimizer)
 

@@ -266,7 +266,6 @@ def train(
         checkpoint_blocks(memory)
     batches = make_batch(phase, cfg, vae, tokenizer, clips, frames, batch_size, seed)
     fit = common.FitConfig(phase, minutes, lr=LR, decay=1e-6, max_steps=max_steps, seed=seed)
-    torch.manual_seed(seed + 1 + acc.process_index)
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit, state / phase, acc, groups)
     if acc.is_main_process:

@@ -72,6 +72,30 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, acc):
     torch.testing.assert_close(parts, whole)
 
 
+class Draw(Line):
+    """Keeps the noise of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, batch):
+        self.seen.append(torch.rand(()).item())
+        return super().forward(batch)
+
+
+def test_noise_does_not_start_again_when_a_run_goes_on(tmp_path, acc):
+    def noise(folder, seed=0):
+        draw = Draw()
+        common.fit(draw, line_batch, common.FitConfig("line", 5, max_steps=4, seed=seed), tmp_path / folder, acc)
+        return draw.seen
+
+    first = noise("a")
+    assert noise("b") == first, "the seed alone says what a fresh run draws"
+    assert not set(noise("a")) & set(first) and not set(noise("c", seed=1)) & set(first)
+    assert len({common.noise_seed(0, rank, step) for rank in range(4) for step in (0, 7, 8)}) == 12
+
+
 def test_half_written_state_is_never_left(tmp_path):
     def broken(path: Path) -> None:
         path.write_text("half")
