@@ -3,8 +3,10 @@
 A checker is a plain function ``check_<name>(fn)``. It makes inputs of random shapes, asks the library for the right
 answer, and hands both to ``compare`` with a hint for the most likely mistake. It prints ``PASS <name>`` at the end; the
 cell that calls it in a solution notebook is tagged ``nbval-check-output``. In the exercise itself, where the function
-is still empty, ``attempt(check_double, my_double)`` prints the lesson in place of a traceback. To add one::
+is still empty, ``attempt(check_double, my_double)`` prints the lesson in place of a traceback. ``@checker`` makes a
+lesson of an answer of the wrong kind, too: a number where a list was asked for. To add one::
 
+    @checker
     def check_double(fn):
         '''``fn(x)``: twice ``x``, any shape.'''
         for x in random_videos():
@@ -17,6 +19,7 @@ is still empty, ``attempt(check_double, my_double)`` prints the lesson in place 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +31,44 @@ import torch
 def passed(name: str) -> None:
     """Prints the line that a checked cell is compared by."""
     print(f"PASS {name}")
+
+
+def checker(check: Callable[[Callable], None]) -> Callable[[Callable], None]:
+    """Makes a checker tell the reader of an answer that it could not even compare, such as 3 in place of a list.
+
+    An error inside the reader's own function stays what it is: its traceback shows the line. The first paragraph of the
+    checker's docstring, ``fn(arguments)``: what it returns, becomes the lesson.
+    """
+    asked = " ".join((check.__doc__ or "").split("\n\n")[0].replace("`", "").split()).rstrip(".")
+
+    @functools.wraps(check)
+    def checked(fn: Callable) -> None:
+        answers: list[Any] = []
+        own: list[Exception] = []
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            try:
+                answers[:] = [fn(*args, **kwargs)]
+            except Exception as error:
+                own.append(error)
+                raise
+            return answers[0]
+
+        try:
+            check(watched)
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+            if not answers or any(error is raised for raised in own):
+                raise
+            raise AssertionError(f"expected {asked}; got {_kind(answers[0])}") from error
+
+    return checked
+
+
+def _kind(answer: Any) -> str:
+    if torch.is_tensor(answer) or isinstance(answer, np.ndarray):
+        return f"{type(answer).__name__} of shape {tuple(answer.shape)}"
+    text = repr(answer)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(answer).__name__})"
 
 
 def attempt(check: Callable, fn: Callable) -> None:
@@ -101,6 +142,7 @@ def random_videos(count: int = 4, seed: int = 0, smallest: int = 8) -> Iterator[
 # ---------------------------------------------------------------------------------------------- 06 metrics
 
 
+@checker
 def check_xt_slice(fn: Callable) -> None:
     """``fn(video, row)``: pixel row number ``row`` of every frame of ``uint8 f h w c``, stacked: ``f w c``."""
     for i, video in enumerate(random_videos()):
@@ -111,6 +153,7 @@ def check_xt_slice(fn: Callable) -> None:
     passed("xt_slice")
 
 
+@checker
 def check_warp_error(fn: Callable) -> None:
     """``fn(second, warped, unfilled)``: mean squared difference over filled pixels and channels.
 
@@ -133,6 +176,7 @@ def check_warp_error(fn: Callable) -> None:
     passed("warp_error")
 
 
+@checker
 def check_mawe(fn: Callable) -> None:
     """``fn(errors, lengths, floor)``: the code's MAWE from each pair's warp error and mean flow length.
 
@@ -162,6 +206,7 @@ def check_mawe(fn: Callable) -> None:
     passed("mawe")
 
 
+@checker
 def check_scuts(fn: Callable) -> None:
     """``fn(video, min_scene_len)``: number of hard cuts, as the AdaptiveDetector counts them, of ``uint8 f h w c``."""
     from st2v_lib.metrics.scene_cuts import scene_cuts

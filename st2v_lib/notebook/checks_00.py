@@ -6,9 +6,10 @@ import random
 import re
 from collections.abc import Callable
 
-from st2v_lib.notebook.checks import call, passed
+from st2v_lib.notebook.checks import call, checker, passed
 
 
+@checker
 def check_prompt_writer(fn: Callable) -> None:
     """``fn(colour, shape, motion, ground_colour, ground)``: a prompt that says all five in the world's words."""
     from st2v_lib.world.captions import DENSE_ONLY, SPECIAL, parse_prompt, vocabulary

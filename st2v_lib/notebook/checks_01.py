@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_ddim_step(fn: Callable) -> None:
     """``fn(x, v, abar, abar_next)``: the deterministic DDIM step of a v-prediction.
 
@@ -39,6 +40,7 @@ def check_ddim_step(fn: Callable) -> None:
     passed("ddim_step")
 
 
+@checker
 def check_guidance(fn: Callable) -> None:
     """``fn(null, text, full, text_weight, anchor_weight)``: guidance with a weight for each condition (eq. 12).
 
@@ -68,6 +70,7 @@ def check_guidance(fn: Callable) -> None:
     passed("guidance")
 
 
+@checker
 def check_second_difference(fn: Callable) -> None:
     """``fn(path)``: how much a path bends at each frame but the first and last, ``(f, 2)`` to ``(f - 2,)``, same unit.
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_slots(fn: Callable) -> None:
     """``fn(k)``: frame numbers of the video that chunk ``k`` denoises (16 of them), and those it adds (8, for k >= 1).
 
@@ -16,7 +17,7 @@ def check_slots(fn: Callable) -> None:
     """
     for k in (0, 1, 2, 3, 9, 148):
         answer = call(fn, k)
-        assert isinstance(answer, tuple) and len(answer) == 2, "return two lists: (all slots, new frames)"
+        assert isinstance(answer, (tuple, list)) and len(answer) == 2, "return two lists: (all slots, new frames)"
         slots, new = (list(part) for part in answer)
         want_slots = list(range(8 * k, 8 * k + 16))
         want_new = want_slots if k == 0 else want_slots[8:]
@@ -29,6 +30,7 @@ def check_slots(fn: Callable) -> None:
     passed("slots")
 
 
+@checker
 def check_add_injector(fn: Callable) -> None:
     """``fn(hidden, features)``: the additive rival of CAM's injector.
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_mix(fn: Callable) -> None:
     """``fn(text, anchor, weight, bias, alpha)``: the mixed context of one layer, ``b l d``.
 
@@ -40,6 +41,7 @@ def check_mix(fn: Callable) -> None:
     passed("mix")
 
 
+@checker
 def check_gradients(fn: Callable) -> None:
     """``fn(alpha, mixed, upstream)``: gradients of a loss through ``c = text + SiLU(alpha) * mixed``.
 

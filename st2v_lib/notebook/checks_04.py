@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_starts(fn: Callable) -> None:
     """``fn(num_frames, chunk, overlap)``: first frame of each chunk, so that every frame is covered.
 
@@ -32,6 +33,7 @@ def check_starts(fn: Callable) -> None:
     passed("starts")
 
 
+@checker
 def check_cut(fn: Callable) -> None:
     """``fn(overlap, law, generator)``: one cut, an int: uniform on 0..O-1 for ``"code"``, on 0..O for ``"paper"``."""
     for overlap in (1, 4, 8):
@@ -52,6 +54,7 @@ def check_cut(fn: Callable) -> None:
     passed("cut")
 
 
+@checker
 def check_blend(fn: Callable) -> None:
     """``fn(left, right, overlap, cut)``: the joined video of two chunks ``b c f h w`` that share ``overlap`` frames.
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_bookkeeping(fn: Callable) -> None:
     """``fn(asked)``: chunks after the first, frames made, and frames the released code returns, for 16 or more."""
     for asked in (16, 17, 23, 24, 25, 80, 83, 240, 600, 1200):
@@ -30,6 +31,7 @@ def check_bookkeeping(fn: Callable) -> None:
     passed("bookkeeping")
 
 
+@checker
 def check_bytes(fn: Callable) -> None:
     """``fn(num_frames, side)``: bytes of frames alive when the last chunk is done, in three programs.
 
@@ -59,6 +61,7 @@ def check_bytes(fn: Callable) -> None:
     passed("bytes")
 
 
+@checker
 def check_hand_over(fn: Callable) -> None:
     """``fn(chunk, carried)``: the frames that join the video, and the frames that condition the next chunk."""
     generator = torch.Generator().manual_seed(0)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from st2v_lib.notebook.ballot import sign_test
-from st2v_lib.notebook.checks import compare, passed
+from st2v_lib.notebook.checks import checker, compare, passed
 
 
+@checker
 def check_difference(fn: Callable) -> None:
     """``fn(a, b)``: mean of ``a - b`` over the videos that both have a value for, and how many those are.
 
@@ -60,6 +61,7 @@ def _lesson(got: tuple, a: dict, b: dict, want: float) -> str:
     return "for every index that both have, a[i] - b[i]; then the mean"
 
 
+@checker
 def check_sign_test(fn: Callable) -> None:
     """``fn(wins, losses)``: exact two-sided probability of a split at least as uneven, if both are equally likely."""
     for wins, losses in ((9, 4), (4, 9), (3, 3), (0, 0), (1, 0), (5, 0), (6, 0), (0, 6), (40, 21)):

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 from st2v_lib.notebook.lab_state import SWITCHES, Arm, LabState, why_not
 
 RIVAL = "add_cond"
 
 
+@checker
 def check_when(fn: Callable) -> None:
     """``fn(name)``: ``"training"`` or ``"inference"`` for each switch of the lab, and for three more."""
     more = {"learning rate": "training", "frames that CAM was trained to carry": "training", "VAE tiles": "inference"}
@@ -29,6 +30,7 @@ def check_when(fn: Callable) -> None:
     passed("when")
 
 
+@checker
 def check_possible(fn: Callable) -> None:
     """``fn(conditioning, apm, found)``: may this pair of memories be run with the trained weights in ``found``?
 
@@ -48,6 +50,7 @@ def check_possible(fn: Callable) -> None:
     passed("possible")
 
 
+@checker
 def check_paired(fn: Callable) -> None:
     """``fn(baseline, ablated)``: mean difference over pairs and its standard error, from one value a seed each.
 
@@ -66,7 +69,9 @@ def check_paired(fn: Callable) -> None:
         few = len(change) < 2
         want = (math.nan, math.nan) if few else (change.mean(), change.std(ddof=1) / math.sqrt(len(change)))
         answer = call(fn, base, other)
-        assert isinstance(answer, tuple) and len(answer) == 2, "return two numbers: (mean difference, standard error)"
+        assert isinstance(answer, (tuple, list)) and len(answer) == 2, (
+            "return two numbers: (mean difference, standard error)"
+        )
         compare("mean difference", answer[0], want[0], "ablated less baseline, over pairs of which both are defined")
         hint = "the standard deviation of the differences (ddof=1) over the root of their number"
         if not few:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 from st2v_lib.training.diffusion import weighted_mse
 
 
+@checker
 def check_weighted_loss(fn: Callable) -> None:
     """``fn(prediction, target, mask, weight)``: squared error, ``weight`` times as strong where ``mask`` is 1.
 
@@ -35,6 +36,7 @@ def check_weighted_loss(fn: Callable) -> None:
     passed("weighted_loss")
 
 
+@checker
 def check_roles(fn: Callable) -> None:
     """``fn(start)``: four lists of frame numbers: possible anchors, condition, denoised frames, new frames.
 
@@ -43,7 +45,7 @@ def check_roles(fn: Callable) -> None:
     names = ("anchor", "condition", "denoised frames", "new frames")
     for start in (0, 5, 210):
         answer = call(fn, start)
-        assert isinstance(answer, tuple) and len(answer) == 4, "return four lists: " + ", ".join(names)
+        assert isinstance(answer, (tuple, list)) and len(answer) == 4, "return four lists: " + ", ".join(names)
         for name, part, (a, b) in zip(names, answer, ((0, 16), (16, 24), (16, 32), (24, 32))):
             part, hint = list(part), f"the {name} of a segment that begins at frame {start}"
             if part == list(range(start + a + 1, start + b + 1)):

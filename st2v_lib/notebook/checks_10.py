@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_rows(fn: Callable) -> None:
     """``fn(rows)``: the rows of a latent picture on each level of the enhancer, way down and up: 7 numbers.
 
@@ -27,6 +28,7 @@ def check_rows(fn: Callable) -> None:
     passed("rows")
 
 
+@checker
 def check_resident(fn: Callable) -> None:
     """``fn(groups, resident, offload)``: the most GB of weights on the device at the same time.
 

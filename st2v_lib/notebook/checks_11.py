@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import floor, log2
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_keep(fn: Callable) -> None:
     """``fn(t, window, sink)``: the frames that frame ``t`` reads: the first ``sink`` and the last ``window``."""
     for t, window, sink in ((100, 8, 1), (100, 8, 3), (5, 8, 1), (10, 8, 4), (1, 8, 2), (20, 4, 0)):
@@ -26,6 +27,7 @@ def check_keep(fn: Callable) -> None:
     passed("keep")
 
 
+@checker
 def check_total(fn: Callable) -> None:
     """``fn(frames, tokens, ratio)``: sum of ``tokens / ratio ** floor(log2(age))`` over the ages 1 to ``frames``."""
     for frames, tokens, ratio in ((1, 64, 4.0), (2, 64, 4.0), (15, 64, 4.0), (240, 100, 3.0), (1000, 16, 2.0)):

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from st2v_lib.notebook.checks import call, compare, passed
+from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
+@checker
 def check_ready(fn: Callable) -> None:
     """``fn(done, steps)``: from the steps each chunk has done, the chunks that may run their next step, in order.
 
@@ -37,6 +38,7 @@ def check_ready(fn: Callable) -> None:
     passed("ready")
 
 
+@checker
 def check_lag(fn: Callable) -> None:
     """``fn(steps, chunk, overlap)``: how many frames the chunk that leaves is behind the one that enters."""
     for steps, chunk, overlap in ((6, 24, 8), (30, 24, 8), (1, 24, 8), (4, 6, 2), (5, 10, 0)):
@@ -50,6 +52,7 @@ def check_lag(fn: Callable) -> None:
     passed("lag")
 
 
+@checker
 def check_noise(fn: Callable) -> None:
     """``fn(seed, frames, step)``: noise ``len(frames) 16``; a frame's row depends on nothing but seed, frame, step."""
     for seed, step in ((0, 0), (7, 3)):
