@@ -139,6 +139,16 @@ def test_a_jump_at_seams_is_seen_with_its_size():
     assert scoring.speed(jumped, 20, 40) == pytest.approx(0.64, abs=0.01)
 
 
+def test_jitter_between_seams_is_no_smooth_joint():
+    path = torch.full((40, 2, 2), torch.nan)
+    path[:, 0] = torch.stack([torch.arange(40) / 100, torch.full((40,), 0.5)], -1)
+    path[16:, 0] += torch.randn(24, 2, generator=torch.Generator().manual_seed(0)) / 64  # true until frame 15
+    shaky = reading([1] * 40, positions=path)
+    values, diluted = scoring.seam_values(shaky, [24, 32], start=16), scoring.seam_values(shaky, [24, 32])
+    assert values["seam_bend"] > 2 and values["inside_bend"] > 2 and abs(values["seam_residual"]) < 1
+    assert diluted["inside_bend"] < values["inside_bend"] - 1, "true frames make what is inside look smooth"
+
+
 # ------------------------------------------------------------ noise and batches
 
 
@@ -161,6 +171,18 @@ def test_a_video_does_not_depend_on_its_batch(pipe):
     torch.testing.assert_close(both.video[1:], alone.video, atol=1e-3, rtol=1e-3)
     assert [tuple(t.shape) for t in both.discarded] == [(2, 8, 3, 64, 64)] * 2
     torch.testing.assert_close(both.carried[1], both.video[:, 16:24])
+
+
+def test_last_frame_clip_follows_from_the_first_generated_chunk_on(folder):
+    pipe = load("tiny", "cpu", folder)
+    pipe.cfg = pipe.cfg.replace(anchor="last")
+    case = cases.visible_case("dev", 0, 8)
+    first, anchors = base_chunks(pipe, [case.prompt], [5]), []
+    continue_videos(pipe, [case.prompt], first, [5], 28, before=lambda state: anchors.append(state) or state)
+    models = pipe.models()
+    for state in anchors:
+        expected = models.apm(pipe.encode_image(state.cond[:, -1:]))
+        torch.testing.assert_close(state.anchor, expected)
 
 
 # ------------------------------------------------------------ runs and processes
@@ -190,7 +212,10 @@ def test_a_run_writes_resumes_and_skips(folder, tmp_path, monkeypatch, capsys):
     assert {"weights_sha256", "config", "seed", "split"} <= content["identity"].keys()
     assert "/" not in json.dumps(content["made_with"]), "no path of this machine"
     assert (first[0].parent / content["videos"][0]["pictures"]["xt"]).is_file()
-    assert {"seam_residual", "overlap_psnr", "scuts", "motion_over_true"} <= content["videos"][0]["values"].keys()
+    values = content["videos"][0]["values"]
+    names = {"seam_residual", "inside_bend", "overlap_psnr", "scuts", "motion_over_true", "speed_over_true"}
+    assert names <= values.keys() and values["cuts_per_100_seams"] == 100 * values["scuts"], "one seam"
+    assert values["gflop_per_frame"] > 0
 
     def fail(*_):
         raise AssertionError("made again")
@@ -295,6 +320,7 @@ def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):
         (["first-chunk", "--frames", "32"], "a first chunk has 16"),
         (["apm", "--sprites", "2"], "one sprite"),
         (["apm", "--frames", "32"], "48"),
+        (["cam", "--frames", "16"], "true frames"),
     ],
 )
 def test_wrong_arguments_are_told_at_once(arguments, says, capsys, monkeypatch):

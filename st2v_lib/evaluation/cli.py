@@ -44,6 +44,8 @@ def check(suite: Suite, videos: int, seeds: list[int], options: Options, batch: 
         raise InputError(f"--seeds: expected different numbers of 0 or more, got {' '.join(map(str, seeds))}")
     if suite.name == "first-chunk" and options.frames not in (None, suite.frames):
         raise InputError(f"--frames: a first chunk has {suite.frames}")
+    if suite.name.startswith("cam") and options.frames is not None and options.frames < 17:
+        raise InputError(f"--frames: {suite.name} scores what follows 16 true frames, got {options.frames}")
     if suite.name.startswith("apm") and (options.sprites, options.speed) != (1, "world"):
         raise InputError(f"{suite.name} has cases with one sprite at the world's speeds only")
     if suite.name.startswith("apm") and options.frames is not None and options.frames < 48:

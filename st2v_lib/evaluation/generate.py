@@ -104,6 +104,8 @@ def continue_videos(
     models, sampling = models_of(pipe), pipe.cfg.sampling
     text, null = tokens(pipe, prompts), nulls(pipe, len(prompts))
     state = start_stream(models, first, seeds[0], anchor, num_cond_frames=pipe.cfg.chunk_frames // 2)
+    if models.follow is not None:  # the first chunk that is made keeps to what its own follower says, too
+        state = models.follow(models, state)
     blocks, out, steps, length = [first.cpu()], Stream(first, []), [], first.shape[1]
     while length < num_frames:
         if before is not None:

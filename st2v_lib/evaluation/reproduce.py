@@ -26,7 +26,7 @@ CAM_COLUMNS = (
     Column("scuts", "SCuts", -1), Column("permanence", "permanence", 1, percent=True),
     Column("late_pattern_kept", "pattern kept", 1, percent=True),
     Column("late_background_shade_error", "background shade error", -1), Column("mawe_code", "MAWE", -1),
-    Column("gflop_per_chunk", "GFLOP a chunk"),
+    Column("gflop_per_frame", "GFLOP a new frame"),
 )  # fmt: skip
 CURVES = (CAM_COLUMNS[0], CAM_COLUMNS[2])
 CAM_ARMS = ("none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam")

@@ -53,10 +53,13 @@ def background_shade_error(reading: Reading, truth: float) -> float:
     return float((reading.background_shade - truth).abs().mean())
 
 
-def seam_values(reading: Reading, seams: list[int]) -> dict[str, float]:
-    """Bend of the path at seams and elsewhere, px at 64, and the share of seams that could be read."""
+def seam_values(reading: Reading, seams: list[int], start: int = 0) -> dict[str, float]:
+    """Bend of the path at seams and elsewhere from ``start`` on, px at 64, and the share of seams that could be read.
+
+    ``seam_residual`` is their difference: jitter between the seams makes it smaller, so no arm wins by it.
+    """
     tracks = [t for t in range(2) if bool(reading.seen[:, t].any())] or [0]
-    found = [seam_residual(reading.positions[:, t], seams) for t in tracks]
+    found = [seam_residual(reading.positions[:, t], seams, start) for t in tracks]
     per_seam = torch.tensor([f.per_seam for f in found])
     return {
         "seam_residual": nanmean([f.value for f in found]), "seam_bend": nanmean([f.seams for f in found]),

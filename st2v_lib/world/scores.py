@@ -170,7 +170,7 @@ class SeamResidual:
     per_seam: tuple[float, ...]
 
 
-def seam_residual(positions: Tensor, seams: Sequence[int]) -> SeamResidual:
+def seam_residual(positions: Tensor, seams: Sequence[int], start: int = 0) -> SeamResidual:
     """How much less smooth the path is where chunks meet.
 
     The second difference of a path, averaged over the two triples that straddle each seam, minus its mean over all
@@ -180,6 +180,7 @@ def seam_residual(positions: Tensor, seams: Sequence[int]) -> SeamResidual:
     Args:
         positions: ``(f, 2)`` or ``(f, s, 2)`` in frame widths, nan where unseen.
         seams: index of the first frame of each chunk but the first.
+        start: first frame that counts as inside; frames before it may be true ones, which are smoother than any made.
 
     Raises:
         InputError: for a seam that is not between two frames of the path.
@@ -193,7 +194,7 @@ def seam_residual(positions: Tensor, seams: Sequence[int]) -> SeamResidual:
     for s in seams:
         at_seam[s - 1 : s + 1] = True
     per_seam = torch.tensor([_mean(bend[s - 1 : s + 1]) for s in seams])
-    at, inside = _mean(per_seam), _mean(bend[~at_seam])
+    at, inside = _mean(per_seam), _mean(bend[start:][~at_seam[start:]])
     return SeamResidual(at - inside, at, inside, tuple(per_seam.tolist()))
 
 
