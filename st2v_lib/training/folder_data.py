@@ -251,9 +251,6 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
     unet = _load(StreamingUNet, (out, source), "unet") if train_unet else frozen(StreamingUNet, "unet")
     memory, anchor = _memories(phase, cfg, unet, (out, source))
-    for part in memory.modules():  # as in the base's own training, but for the tiny models, which underfit
-        if isinstance(part, torch.nn.Dropout) and not full:
-            part.p = 0.0
     if phase == "cam":
         step, groups = cam.CamStep(cfg, unet, text, memory), None
     else:
@@ -261,6 +258,9 @@ def train(
             cfg, unet, text, frozen(CLIPVisionModelWithProjection, "image_encoder"), memory, anchor, train_unet
         )
         groups = step.groups(LR)
+    for part in (memory, anchor, unet if train_unet else None):
+        if part is not None:  # with dropout, as in the base's own training, but for the tiny models, which underfit
+            part.train(full)
     if full if checkpointing is None else checkpointing:
         checkpoint_blocks(unet)
         checkpoint_blocks(memory)

@@ -169,6 +169,29 @@ def test_twenty_steps_on_eight_clips(folder, random_weights, tmp_path, acc, monk
     assert any(abs(a - 0.5) > 1e-3 for a in anchor.alphas().values()), "alpha moves"
 
 
+@pytest.mark.parametrize(("preset", "found"), [("tiny", False), ("other", True)])
+def test_trained_parts_have_dropout_at_full_size_alone(
+    folder, random_weights, tmp_path, acc, monkeypatch, preset, found
+):
+    """Whether they are new or read back, as after --resume."""
+    source = random_weights / "weights" / "tiny"
+    modes = {}
+
+    def fit(step, *arguments):
+        modes.update({name: getattr(step, name).training for name in ("unet", "cam", "apm")})
+        return {}
+
+    new = lambda cls, unet, config: cls.from_unet(unet, config).float()  # noqa: E731
+    if not found:
+        monkeypatch.setattr(
+            folder_data, "_memories", lambda phase, cfg, unet, _: (new(Cam, unet, cfg.cam), new(Apm, unet, cfg.apm))
+        )
+    monkeypatch.setattr(common, "fit", fit)
+    cfg = TINY.replace(name=preset)
+    folder_data.train("apm", cfg, folder, tmp_path / "own", acc, source=source, train_unet=True)
+    assert modes == dict.fromkeys(("unet", "cam", "apm"), preset != "tiny")
+
+
 def test_phase_two_needs_phase_one(tmp_path):
     with pytest.raises(WeightsError, match="phase 2 needs the CAM"):
         folder_data._memories("apm", TINY, make_unet(TINY.unet), (tmp_path,))
