@@ -131,10 +131,12 @@ def train_phase(
 
     Raises:
         UserError: when the weights of an earlier phase are missing, or for an unknown phase.
+        OutputError: when ``out`` cannot be written.
     """
     if phase not in (*PHASES, *RIVALS):
         raise UserError(f"unknown phase {phase!r}; choose one of: {', '.join(PHASES)}, all")
-    run_dir = out.parent / f"{out.name}-state" / phase
+    run_dir = common.state_dir(out) / phase
+    common.check_writable(out, run_dir)
     if not resume and acc.is_main_process:
         shutil.rmtree(run_dir, ignore_errors=True)
     acc.wait_for_everyone()
@@ -295,5 +297,5 @@ def save(module: torch.nn.Module, folder: Path) -> None:
 
     Weights are first rounded to bfloat16, eight digits as in the products of training: git packs that a sixth smaller.
     """
-    module.bfloat16().half().save_pretrained(folder)
+    common.save_folder(folder, module.bfloat16().half().save_pretrained)
     module.float()

@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLI
 
 from st2v_lib.apm import CLIP_MEAN, CLIP_STD
 from st2v_lib.config import ClipConfig
+from st2v_lib.training.common import save_folder
 from st2v_lib.world.captions import (
     SHADES,
     SIZES,
@@ -344,9 +345,9 @@ def finish(model: CLIPModel, out: Path) -> None:
     image = CLIPVisionModelWithProjection(model.config.vision_config)
     image.vision_model.load_state_dict(model.vision_model.state_dict())
     image.visual_projection.load_state_dict(model.visual_projection.state_dict())
-    text.half().save_pretrained(out / "text_encoder")
-    image.half().save_pretrained(out / "image_encoder")
-    make_tokenizer().save_pretrained(out / "tokenizer")
+    parts = {"text_encoder": text.half(), "image_encoder": image.half(), "tokenizer": make_tokenizer()}
+    for name, part in parts.items():
+        save_folder(out / name, part.save_pretrained)
 
 
 __all__ = ["ClipStep", "finish", "linear_probes", "make_batch", "make_clip", "retrieval_top1"]

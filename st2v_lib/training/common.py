@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from st2v_lib.errors import OutputError
 from st2v_lib.training.graphed import GraphedPass
 
 
@@ -87,6 +89,40 @@ def save_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """As ``save_atomically``, for a component's folder: each file gets its name when all are whole, the config last."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write(part)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(part.iterdir(), key=lambda f: f.name == "config.json"):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_writable(*folders: Path) -> None:
+    """Makes the folders and a file in each, to be removed at once: better to know before the training than after it.
+
+    Raises:
+        OutputError: when one cannot be written.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".write.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written: {error.strerror}; name another place with --out") from None
+
+
+def state_dir(out: Path) -> Path:
+    """Where the losses and the states of a run lie that writes to ``out``."""
+    return out.parent / f"{out.name}-state"
 
 
 def noise_seed(seed: int, rank: int, step: int) -> int:

@@ -231,15 +231,17 @@ def train(
     Raises:
         InputError: listing what is wrong with the folder, before any weight is loaded.
         WeightsError: when a component is missing.
+        OutputError: when ``out`` cannot be written.
     """
-    if not resume and (out.parent / f"{out.name}-state" / phase / "state.pt").exists():
+    state = common.state_dir(out)
+    if not resume and (state / phase / "state.pt").exists():
         raise InputError(
             f"{out} holds a run of {phase!r} already; add --resume to go on with it, or name another --out"
         )
     clips = read_folder(data, segment_frames(phase, cfg), fps or cfg.fps)
     source = Path(source or weights_dir(cfg.name))
     full = cfg.name != "tiny"
-    state = out.parent / f"{out.name}-state"
+    common.check_writable(out, state)
     if acc.is_main_process:  # decoded by one process, read by all
         prepare(clips, cfg.size, state / "frames")
     acc.wait_for_everyone()
@@ -272,7 +274,7 @@ def train(
         parts = {"cam": memory, "apm": anchor, "unet": unet if train_unet else None}
         for name, part in parts.items():
             if part is not None:
-                part.half().save_pretrained(out / name)
+                common.save_folder(out / name, part.half().save_pretrained)
         write_manifest(out)
     acc.wait_for_everyone()
     return result

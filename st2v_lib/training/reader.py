@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from st2v_lib.manifest import weights_dir
-from st2v_lib.training.common import FitConfig, accelerator, fit
+from st2v_lib.training.common import FitConfig, accelerator, fit, save_folder
 from st2v_lib.world import degrade
 from st2v_lib.world.reader import GRID, MIN_SEEN, MIN_VISIBLE, SIZE, WINDOW, MotionNet, Reader, load_reader, save_reader
 from st2v_lib.world.render import render
@@ -235,7 +235,7 @@ def train(minutes: float, out: Path, run_dir: Path, device: str = "auto", seed: 
     cfg = FitConfig("motion", 0.1 * minutes, lr=2e-3, ema_decay=0.99, max_steps=max_steps, seed=seed)
     logged["motions"] = fit(MotionStep(reader.motion), make_motion_batch(paths, seed), cfg, run_dir / "motion", acc)
     if acc.is_main_process:
-        save_reader(reader, out)
+        save_folder(out, lambda part: save_reader(reader, part))
         load_reader("cpu", out)
         (run_dir / "result.json").write_text(json.dumps(logged, indent=2) + "\n")
     return logged

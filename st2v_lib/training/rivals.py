@@ -29,7 +29,7 @@ from st2v_lib.baselines.rival import masked
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import MANIFEST, sha256, weights_dir
-from st2v_lib.training import cam
+from st2v_lib.training import cam, common
 
 ARM_FILE = "arm.json"
 BASE = ("vae", "text_encoder", "tokenizer", "image_encoder", "unet", "scheduler", "reader")
@@ -115,6 +115,7 @@ def train_arm(
 
     Raises:
         UserError: for an unknown arm, or a source without what it starts from.
+        OutputError: when ``out`` cannot be written.
     """
     from st2v_lib.training.cli import train_phase
 
@@ -126,6 +127,7 @@ def train_arm(
         raise UserError(f"{source} has no {', '.join(missing)}; arms start from a trained base, name it with --from")
     if source.resolve() == out.resolve():
         raise UserError(f"an arm needs a folder of its own, and --out is that of --from: {out}")
+    common.check_writable(out, common.state_dir(out))
     if arm.num_cond_frames is not None:
         cfg = cfg.replace(cam=dataclasses.replace(cfg.cam, num_cond_frames=arm.num_cond_frames))
     if acc.is_main_process:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from st2v_lib.backbone import PatchedAutoencoderKL
+from st2v_lib.training.common import save_folder
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
@@ -133,4 +134,4 @@ def finish(vae: PatchedAutoencoderKL, out: Path) -> None:
     """Sets the scaling factor, unless the encoder was frozen, and writes the VAE as fp16 safetensors."""
     if any(p.requires_grad for p in vae.encoder.parameters()):
         vae.register_to_config(scaling_factor=round(latent_scale(vae), 5))
-    vae.half().save_pretrained(out)
+    save_folder(out, vae.half().save_pretrained)

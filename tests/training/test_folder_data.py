@@ -221,3 +221,11 @@ def test_options_are_checked_with_data_too(folder, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(folder_data, "run", lambda *arguments: 0)
     assert cli.main(["train", "cam", "--data", str(folder), "--out", str(tmp_path / "own"), *options]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_place_is_checked_before_the_work(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folder_data, "prepare", lambda *arguments: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "own"
+    assert cli.main(["train", "cam", "--data", str(folder), "--device", "cpu", "--out", str(out)]) == 2
+    assert "cannot be written" in capsys.readouterr().err

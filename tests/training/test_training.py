@@ -108,6 +108,43 @@ def test_half_written_state_is_never_left(tmp_path):
     assert (tmp_path / "state.pt").read_text() == "good"
 
 
+def test_half_written_weights_are_never_left(tmp_path, monkeypatch):
+    """A component's files keep their old content until all new ones are whole."""
+    model, autoencoder, net = clip.make_clip(TINY.clip), make_vae(TINY.vae).requires_grad_(False), make_unet(TINY.unet)
+    writers = {
+        "text_encoder": lambda: clip.finish(model, tmp_path),
+        "vae": lambda: vae.finish(autoencoder, tmp_path / "vae"),
+        "unet": lambda: cli.save(net, tmp_path / "unet"),
+    }
+    for name, write in writers.items():
+        write()
+        before = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        assert "config.json" in before and any(f.endswith(".safetensors") for f in before)
+
+        def broken(self, folder, before=before, **options):
+            folder.mkdir()
+            for file in before:
+                (folder / file).write_text("half")
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            for cls in (type(net), type(autoencoder), clip.CLIPTextModelWithProjection):
+                patch.setattr(cls, "save_pretrained", broken)
+            with pytest.raises(OSError, match="disk full"):
+                write()
+        assert {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} == before
+    assert not list(tmp_path.rglob(".*part")), "nothing half-written is left"
+
+
+@pytest.mark.parametrize("command", [["vae"], ["add_cond", "--clips", "1"]])
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr(common, "fit", lambda *arguments: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "weights"):
+        assert command_line.main(["train", *command, "--device", "cpu", "--out", str(out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
 SCRIPT = """
 import sys, torch
 from pathlib import Path
