@@ -21,6 +21,8 @@ def inspect_machine() -> dict[str, Any]:
     """Gathers everything the report shows, as plain JSON values (sizes in GB of 10⁹ bytes)."""
     memory, devices = _memory(), _devices()
     weights = {"tiny": _weights("tiny")}
+    if weights_dir("modelscope").is_dir():
+        weights["modelscope"] = _weights("modelscope")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -57,7 +59,7 @@ def format_report(found: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report; 1 when shipped weights are missing or damaged, else 0."""
+    """Prints the report; 1 when shipped or downloaded weights are missing or damaged, else 0."""
     found = inspect_machine()
     print(json.dumps(found, indent=1) if args.json else format_report(found))
     return 1 if any(weights["problems"] for weights in found["weights"].values()) else 0

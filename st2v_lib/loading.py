@@ -71,7 +71,11 @@ def load(
     if not folder.is_dir() or not any(folder.iterdir()):
         way = "st2v train all" if cfg.name == "tiny" else "its public weights are not part of the kit: st2v download"
         raise WeightsError(f"there are no weights of {preset!r} in {folder}: {way}")
-    require_intact(folder)
+    if cfg.name != "tiny":
+        _require_downloaded(folder)
+    else:
+        shipped = folder.resolve() == weights_dir(preset).resolve()
+        require_intact(folder, None if shipped else "They do not come with the kit: st2v train writes such a folder")
     if not (folder / INDEX).is_file():
         missing = [name for name in REQUIRED if not (folder / name).is_dir()]
         raise WeightsError(
@@ -90,6 +94,21 @@ def load(
             pipe.ladder = Ladder(pipe, target, memory)
             return pipe
         return pipe.to(target, dtype)
+
+
+def _require_downloaded(folder: Path) -> None:
+    """Weights that do not come with the kit are there; sizes are compared, digests are left to ``st2v doctor``."""
+    absent = [name for name in CLASSES if not (folder / name).is_dir()]
+    if absent and not (folder / INDEX).is_file():
+        raise WeightsError(
+            f"{folder} is no pipeline yet, {', '.join(absent)} missing: st2v download --out {folder} fetches and makes "
+            f"all that is not there; st2v convert SOURCE --out {folder} makes unet, cam, apm, enhancer alone"
+        )
+    require_intact(
+        folder,
+        f"Remove what is damaged and make it again with st2v download --out {folder} (or st2v convert)",
+        digests=False,
+    )
 
 
 def write_index(folder: str | Path, cfg: StreamingT2VConfig) -> bool:

@@ -49,8 +49,12 @@ def write_manifest(folder: str | Path) -> dict[str, dict]:
     return entries
 
 
-def verify_manifest(folder: str | Path) -> list[str]:
+def verify_manifest(folder: str | Path, digests: bool = True) -> list[str]:
     """Compares ``folder`` with its manifest.
+
+    Args:
+        folder: what it describes.
+        digests: ``False`` compares sizes alone, which takes no time however large the files are.
 
     Returns:
         One line for each problem; an empty list when every listed file is there with the listed content.
@@ -72,21 +76,26 @@ def verify_manifest(folder: str | Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif sha256(path) != digest:
+        elif digests and sha256(path) != digest:
             problems.append(f"{name} is damaged (its SHA-256 differs)")
     return problems
 
 
-def require_intact(folder: str | Path) -> None:
+def require_intact(folder: str | Path, remedy: str | None = None, digests: bool = True) -> None:
     """Raises an error that names the problems unless ``folder`` agrees with its manifest.
+
+    Args:
+        folder: with a manifest.
+        remedy: what to do about problems; ``None``: git has the files.
+        digests: see ``verify_manifest``.
 
     Raises:
         WeightsError: when a file or the manifest is missing or damaged.
     """
-    problems = verify_manifest(folder)
+    problems = verify_manifest(folder, digests)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
             f"the weights in {folder} are not intact: {'; '.join(problems[:3])}{more}. "
-            f"Restore them with: git checkout -- {folder}"
+            + (remedy or f"Restore them with: git checkout -- {folder}")
         )

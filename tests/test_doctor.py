@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from st2v_lib import cli, doctor, manifest
 from st2v_lib.errors import WeightsError
+from st2v_lib.loading import load
 
 
 @pytest.fixture
@@ -90,6 +92,41 @@ def test_doctor_on_an_intact_machine(weights, capsys, monkeypatch):
         assert f"\n{topic} " in f"\n{shown}"
     assert "torch " in shown and "cpu: " in shown
     assert "tiny: can run here" in shown and "2 files, 0.0 MB, intact" in shown
+
+
+def test_downloaded_weights_have_their_sizes_compared_and_digests_by_the_doctor(weights, capsys, monkeypatch):
+    folder = weights.parent / "modelscope"
+    shutil.copytree(weights, folder)
+    (folder / "unet" / "model.safetensors").write_bytes(bytes([1, *range(1, 256)]))
+    assert manifest.verify_manifest(folder, digests=False) == []
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "modelscope: NOT INTACT" in shown and "model.safetensors is damaged" in shown
+    assert "tiny: 2 files" in shown
+
+
+def test_what_to_do_about_weights_that_do_not_come_with_the_kit(weights, monkeypatch):
+    folder = weights.parent / "modelscope"
+    for name in ("unet", "cam", "apm"):
+        (folder / name).mkdir(parents=True)
+    with pytest.raises(WeightsError, match="vae, text_encoder, tokenizer, .*enhancer, base missing: st2v download"):
+        load("modelscope", "cpu")
+    (folder / "model_index.json").write_text("{}")
+    manifest.write_manifest(folder)
+    monkeypatch.setattr(manifest, "sha256", None)
+    with pytest.raises(WeightsError, match="cannot be loaded|is no pipeline"):
+        load("modelscope", "cpu")
+    (folder / "model_index.json").write_text("{ }")
+    with pytest.raises(WeightsError, match="3 bytes instead of 2. Remove .* st2v download .*st2v convert"):
+        load("modelscope", "cpu")
+
+
+def test_git_restores_only_what_it_has(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "own")
+    for folder, remedy in ((None, "git checkout -- "), (tmp_path / "own", "st2v train")):
+        ((folder or weights) / "config.json").unlink()
+        with pytest.raises(WeightsError, match=remedy):
+            load("tiny", "cpu", folder)
 
 
 def test_doctor_as_json(weights, capsys):
