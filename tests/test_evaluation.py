@@ -299,6 +299,14 @@ def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):
     (arm / "arm.json").write_text(json.dumps(record))
     found = trained_arm(arm)
     assert found.name == "apm_null-clips8-train1" and found.how == {"anchor": "null"} and "apm" not in found.changes
+    record |= {"arm": "apm", "options": {}}
+    (arm / "arm.json").write_text(json.dumps(record))
+    own, off = evaluate_cli.arms_of(dataclasses.replace(apm.SUITE, arms=()), [arm], None)
+    assert (own.name, off.name) == ("apm-clips8-train1", "apm_alpha0-clips8-train1")
+    assert off.changes == {"conditioning": "cam", "apm": None} and off.record["arm"] == "apm_alpha0"
+    assert off.folder == own.folder and own.record["arm"] == "apm" and "apm" not in own.changes
+    record |= {"arm": "apm_null", "options": {"null_anchor": True}}
+    (arm / "arm.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="none of cam's"):
         evaluate_cli.arms_of(CAM, [arm], None)
     assert [a.name for a in evaluate_cli.arms_of(apm.SUITE, [arm], ["apm_null", "with"])] == ["with", found.name]

@@ -14,7 +14,7 @@ from st2v_lib.evaluation.tables import groups, plain, show, table
 from st2v_lib.evaluation.training_seeds import by_training_seed, signs
 
 
-def write(folder, suite, arm, values, seed=0, training=None, frames=80, **more):
+def write(folder, suite, arm, values, seed=0, training=None, frames=80, speed="world", **more):
     """A result file whose videos have ``values[name][i]``."""
     count = len(next(iter(values.values())))
     videos = [
@@ -29,9 +29,10 @@ def write(folder, suite, arm, values, seed=0, training=None, frames=80, **more):
     name = arm if training is None else f"{arm}-{training['seed']}"
     identity = {
         "suite": suite, "arm": name, "split": "test", "seed": seed, "training": training,
-        "options": {"frames": frames, "sprites": 1, "speed": "world"},
+        "options": {"frames": frames, "sprites": 1, "speed": speed},
     }  # fmt: skip
-    write_json(folder / suite / f"{name}-seed{seed}.json", {"identity": identity, "made_with": [], "videos": videos})
+    file = f"{name}-fast" if speed == "fast" else name
+    write_json(folder / suite / f"{file}-seed{seed}.json", {"identity": identity, "made_with": [], "videos": videos})
 
 
 def trained(arm, seed, clips=4000, base="b"):
@@ -47,12 +48,12 @@ def results(tmp_path):
             folder,
             "cam",
             "cam",
-            {"seam_residual": list(video / 10), "scuts": [0.0] * 20},
+            {"seam_bend": list(video / 10), "scuts": [0.0] * 20},
             training=trained("cam", seed),
         )
-        rival = {"seam_residual": list(video / 10 + 1), "scuts": [0.0] * 20}
+        rival = {"seam_bend": list(video / 10 + 1), "scuts": [0.0] * 20}
         write(folder, "cam", "add_cond", rival, training=trained("add_cond", seed))
-    write(folder, "cam", "none", {"seam_residual": list(video / 10 + 5), "scuts": [1.0] * 20})
+    write(folder, "cam", "none", {"seam_bend": list(video / 10 + 5), "scuts": [1.0] * 20})
     return folder
 
 
@@ -78,16 +79,83 @@ def test_the_papers_claims_are_tested(results):
 
 
 def test_budgets_and_bases_are_not_mixed(results):
-    write(results, "cam", "cam_x", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
+    write(results, "cam", "cam_x", {"seam_bend": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
     titles = [g.title for g in groups(results, "cam", "test")]
     assert len(titles) == 2 and "1000 clips" in titles[0] and "4000 clips" in titles[1]
     assert groups(results, "cam", "dev") == []
     text = reproduce.table_cam(results, "test", results)
     curve = text[text.index("learning curve") :]
     assert "1000" in curve and "4000" in curve and "0.500 [" in curve and "0.950 [" in curve
-    write(results, "cam", "cam_y", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 1, base="another"))
+    write(results, "cam", "cam_y", {"seam_bend": [0.0, 1.0]}, training=trained("cam", 1, base="another"))
     with pytest.raises(UserError, match="different base models"):
         groups(results, "cam", "test")
+
+
+def test_other_steps_are_another_table_and_unfinished_arms_are_refused(results):
+    quick = trained("add_cond", 3) | {"steps": 500, "processes": 2}
+    write(results, "cam", "add_quick", {"seam_bend": [9.0] * 20}, training=quick)
+    slow, fast = groups(results, "cam", "test")
+    assert fast.title.endswith("arms trained on 4000 clips in 500 steps on 2 processes") and len(slow.rows) == 3
+    assert max(slow.values("add_cond", "seam_bend").values()) < 9 and set(fast.rows) == {"none", "add_cond"}
+    write(results, "cam", "add_part", {"seam_bend": [9.0]}, training=trained("add_cond", 4) | {"clips": 3000})
+    with pytest.raises(UserError, match="add_part-4 was trained on 3000 of 4000 clips"):
+        groups(results, "cam", "test")
+
+
+def test_trained_arms_are_compared_seed_by_seed(results):
+    for seed in (0, 1, 2):
+        write(results, "cam", "cam", {"seam_bend": [float(seed)] * 20}, training=trained("cam", seed))
+    write(results, "cam", "cam_1", {"seam_bend": [0.5] * 20}, training=trained("cam_1", 0))
+    (group,) = groups(results, "cam", "test")
+    assert group.paired("cam_1", "cam", "seam_bend").mean == 0.5, "less seed 0's, not the mean of three"
+    assert group.paired("none", "cam", "seam_bend").n == 20
+    write(results, "cam", "cam_2", {"seam_bend": [0.5] * 20}, training=trained("cam_2", 7))
+    (group,) = groups(results, "cam", "test")
+    assert group.paired("cam_2", "cam", "seam_bend").n == 0, "no seed in common"
+
+
+def test_cells_on_fewer_videos_say_so(tmp_path):
+    values = {"counts": [1.0] * 8, "waiting": [2.0] * 3 + [None] * 5}
+    for arm in ("with", "alpha0"):
+        write(tmp_path, "apm", arm, values, frames=72)
+    text = reproduce.table_apm(tmp_path, "test", tmp_path)
+    assert text.count(", n = 3") == 3 and "n = 8" not in text and "frames waited, given return" in text
+    assert "less alpha0, same videos" in text, "without trained arms the shipped weights are compared"
+
+
+def test_alpha_0_is_compared_with_apm_of_the_same_seed(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, "apm", "apm", {"pattern_kept": [1.0] * 8}, training=trained("apm", seed))
+    write(tmp_path, "apm", "apm_alpha0", {"pattern_kept": [0.0] * 8}, training=trained("apm_alpha0", 0))
+    text = reproduce.table_apm(tmp_path, "test", tmp_path)
+    assert "less apm, same videos" in text and "-100 % [-100, -100] (worse)" in text
+
+
+def test_shipped_cam_stands_in_for_the_trained_one(tmp_path):
+    for arm, bend in (("cam-shipped", 1.0), ("none", 3.0)):
+        write(tmp_path, "cam", arm, {"seam_bend": [bend] * 8})
+    assert "less cam-shipped, same videos" in reproduce.table_cam(tmp_path, "test", tmp_path)
+    assert "less cam-shipped, same videos" in reproduce.DRAW["table1"](tmp_path, "test", tmp_path)
+
+
+def test_fast_scenes_are_compared_with_the_truth_and_give_no_pictures(tmp_path):
+    for arm, bend in (("cam-shipped", 5.0), ("none", 9.0), ("rendering", 4.0)):
+        write(tmp_path, "cam", arm, {"seam_bend": [bend] * 8}, speed="fast")
+    text = reproduce.table_cam(tmp_path, "test", tmp_path)
+    assert "never saw such speeds" in text and "less rendering, same videos" in text
+    assert "+1.00 [+1.00, +1.00] |" in text, "a difference to the truth is no verdict"
+    assert figures.pictured(tmp_path, "cam", "test") is None
+    write(tmp_path, "cam", "none", {"seam_bend": [1.0]})
+    assert not figures.pictured(tmp_path, "cam", "test").fast
+
+
+def test_long_videos_have_a_table_of_what_is_left(tmp_path):
+    for arm, kept in (("full", 1.0), ("no_apm", 0.0), ("last_frame_clip", 0.0), ("rendering", 1.0)):
+        values = {"end_pattern_kept": [kept] * 8, "drift_colour_signed_share": [0.1] * 8}
+        write(tmp_path, "long", arm, values, frames=240)
+    text = reproduce.DRAW["table-long"](tmp_path, "test", tmp_path)
+    assert "less full, same videos" in text and text.count("-100 % [-100, -100] (worse)") == 2
+    assert "colour drift" in text and "10.0 % [10.0, 10.0]" in text
 
 
 def test_floors_compare_with_the_readers_ceiling(tmp_path):
@@ -149,7 +217,7 @@ def test_pictures_and_curves_are_drawn(tmp_path):
 
 def test_the_command_line_names_what_exists(tmp_path, capsys):
     assert set(cli.SUITES) == set(SUITES)
-    assert set(cli.DRAWINGS) == set(reproduce.DRAW)
+    assert {*cli.DRAWINGS, "table-long"} == set(reproduce.DRAW)
     assert cli.SUITES == overview.SUITES
     (tmp_path / "file").write_text("")
     assert cli.main(["reproduce", "fig4", "--out", str(tmp_path / "file")]) == 2
@@ -208,7 +276,7 @@ def test_the_overview_lists_what_was_run_and_counts_claims(results):
 
 
 def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):
-    write(results, "cam", "cam_x", {"seam_residual": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
+    write(results, "cam", "cam_x", {"seam_bend": [0.0, 1.0]}, training=trained("cam", 0, clips=1000))
     (group,) = plain(groups(results, "cam", "test"))
     assert group.budget == 4000
 
@@ -219,9 +287,9 @@ def test_each_training_seed_can_be_seen_alone(results):
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "none" not in rows and "spread 0" in rows["cam"]
     assert "one sign in 3 of 3" in rows["add_cond less cam"] and rows["add_cond less cam"].count("+1.00 [") == 3
-    assert signs(group, "cam", "none", "seam_residual") == "3 of 3", "an arm without training stands beside each seed"
-    assert signs(group, "none", "none", "seam_residual") == ""
-    write(results, "cam", "add_x", {"seam_residual": [0.0] * 20}, training=trained("add_cond", 3))
+    assert signs(group, "cam", "none", "seam_bend") == "3 of 3", "an arm without training stands beside each seed"
+    assert signs(group, "none", "none", "seam_bend") == ""
+    write(results, "cam", "add_x", {"seam_bend": [0.0] * 20}, training=trained("add_cond", 3))
     (group,) = groups(results, "cam", "test")
     text = by_training_seed(group, ("add_cond", "cam"), CAM_COLUMNS[0], "cam")
     assert "training seed 3" in text and "one sign in 3 of 3" in text, "a seed that only one arm has is not compared"

@@ -7,7 +7,7 @@ import argparse
 from st2v_lib.errors import InputError, UserError
 from st2v_lib.evaluation import apm, blending, cam, first_chunk, long
 from st2v_lib.evaluation.runner import evaluate
-from st2v_lib.evaluation.suite import Arm, Options, Suite, trained_arm
+from st2v_lib.evaluation.suite import Arm, Options, Suite, trained_arm, without_apm
 
 SUITES: dict[str, Suite] = {
     s.name: s
@@ -64,6 +64,8 @@ def arms_of(suite: Suite, folders: list, only: list[str] | None) -> list[Arm]:
         if arm.record["phase"] not in suite.trained:
             raise UserError(f"{folder} holds an arm of {arm.record['phase']!r}, which is none of {suite.name}'s")
         arms.append(arm)
+        if suite.name == "apm" and arm.record["arm"] == "apm":
+            arms.append(without_apm(arm))
     if only is None:
         return arms
     names = [arm.name for arm in arms]

@@ -9,7 +9,7 @@ from typing import Any
 
 from st2v_lib.evaluation.paper import STABILITY
 from st2v_lib.evaluation.statistics import interval, over_runs, paired_difference, verdict
-from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, show
+from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, plain, show
 from st2v_lib.evaluation.waiting import not_run
 
 CURVES = {
@@ -102,7 +102,7 @@ def fig12(results: Path, split: str, out: Path) -> str:
 def fig14(results: Path, split: str, out: Path) -> str:
     """Frames of a hidden-sprite case with APM, without, and as it should be; a case that counts in most arms."""
     names = ("rendering", "apm", "with", "apm_null", "alpha0")
-    group = max(groups(results, "apm", split), key=lambda g: len(g.rows), default=None)
+    group = pictured(results, "apm", split)
     rows = {name: (name, "strip") for name in names}
     text = _pictures("fig14", "apm", rows, results, split, out, wide=True, video=that_counts(group, names))
     return text + read_of_strips(group, names)
@@ -136,8 +136,7 @@ def _pictures(
     video: int | None = None,
 ) -> str:  # fmt: skip
     """Pictures of several arms drawn together, of one video or of the first ones; arms without one say so."""
-    found = groups(results, suite, split)
-    group = max(found, key=lambda g: len(g.rows), default=None)
+    group = pictured(results, suite, split)
     if group is None:
         return f"## {what}\n\n{not_run(suite, split)}"
     pictures = {title: pictures_of(group, arm, kind, video) for title, (arm, kind) in rows.items()}
@@ -160,6 +159,11 @@ def _pictures(
     missing = [title for title, found in pictures.items() if not found]
     text = f"## {what}\n\n![{group.title}]({what}.png)\n"
     return text + (f"\nnot run: {', '.join(missing)} (`st2v evaluate {suite} --split {split}`)\n" if missing else "")
+
+
+def pictured(results: Path, suite: str, split: str) -> Group | None:
+    """The group that pictures are taken from: one sprite at the world's speed; of several the one with most arms."""
+    return max(plain(groups(results, suite, split)), key=lambda g: len(g.rows), default=None)
 
 
 def pictures_of(group: Group, arm: str, kind: str, video: int | None = None) -> list[str]:

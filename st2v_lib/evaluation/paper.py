@@ -53,9 +53,9 @@ CLAIMS = {
     "table-cam": (
         Claim("fewer cuts with CAM than with Conc-Cond", "scuts", "cam", "concat_cond", -1),
         Claim("fewer cuts with CAM than with Add-Cond", "scuts", "cam", "add_cond", -1),
-        Claim("smoother joints with CAM than with Conc-Cond", "seam_residual", "cam", "concat_cond", -1, ours=True),
-        Claim("smoother joints with CAM than with Add-Cond", "seam_residual", "cam", "add_cond", -1, ours=True),
-        Claim("smoother joints with CAM than without memory", "seam_residual", "cam", "none", -1, ours=True),
+        Claim("smoother joints with CAM than with Conc-Cond", "seam_bend", "cam", "concat_cond", -1, ours=True),
+        Claim("smoother joints with CAM than with Add-Cond", "seam_bend", "cam", "add_cond", -1, ours=True),
+        Claim("smoother joints with CAM than without memory", "seam_bend", "cam", "none", -1, ours=True),
     ),
     "table-apm": (
         Claim("APM keeps the identity of what returns", "pattern_kept", "apm", "apm_null", 1),

@@ -15,27 +15,41 @@ from st2v_lib.evaluation import figures, floors_table, paper
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
 from st2v_lib.evaluation.table1 import table1
-from st2v_lib.evaluation.tables import Column, claims_text, groups, learning_curve, table
+from st2v_lib.evaluation.tables import Column, claims_text, differences, groups, learning_curve, table
 from st2v_lib.evaluation.waiting import not_run
 from st2v_lib.manifest import data_dir
 
 CAM_COLUMNS = (
-    Column("seam_residual", "seam residual, px", -1), Column("seams_read", "seams read", 1, percent=True),
+    Column("seam_bend", "bend at seams, px", -1), Column("inside_bend", "bend between seams, px", -1),
+    Column("seam_residual", "seam residual, px"), Column("seams_read", "seams read", 1, percent=True),
     Column("overlap_psnr", "overlap PSNR, dB", 1),
     Column("overlap_position", "overlap distance, px", -1), Column("motion_over_true", "motion over true"),
-    Column("scuts", "SCuts", -1), Column("permanence", "permanence", 1, percent=True),
+    Column("speed_over_true", "speed over true"), Column("scuts", "SCuts", -1),
+    Column("cuts_per_100_seams", "cuts per 100 seams", -1), Column("permanence", "permanence", 1, percent=True),
     Column("late_pattern_kept", "pattern kept", 1, percent=True),
     Column("late_background_shade_error", "background shade error", -1), Column("mawe_code", "MAWE", -1),
     Column("gflop_per_frame", "GFLOP a new frame"),
 )  # fmt: skip
-CURVES = (CAM_COLUMNS[0], CAM_COLUMNS[2])
+CURVES = tuple(c for c in CAM_COLUMNS if c.value in ("seam_bend", "overlap_psnr"))
 CAM_ARMS = ("none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam")
 APM_COLUMNS = (
     Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
-    Column("waiting", "frames waited"), Column("pattern_kept", "pattern kept", 1, percent=True),
-    Column("shade_error", "shade error", -1), Column("size_error", "size error", -1),
+    Column("waiting", "frames waited, given return"),
+    Column("pattern_kept", "pattern kept, given return", 1, percent=True),
+    Column("shade_error", "shade error, given return", -1), Column("size_error", "size error, given return", -1),
     Column("background_shade_error", "background shade error", -1),
 )  # fmt: skip
+LONG_COLUMNS = (
+    Column("end_pattern_kept", "pattern kept, last 64 frames", 1, percent=True),
+    Column("end_shade_error", "shade error, last 64", -1),
+    Column("end_background_shade_change", "background shade change, last 16", -1),
+    Column("last100_permanence", "permanence, last 100", 1, percent=True), Column("motion_kept", "motion kept"),
+    Column("drift_colour_signed_share", "colour drift", percent=True),
+    Column("drift_colour_abs_share", "colour drift, size", -1, percent=True),
+    Column("drift_contrast_signed_share", "contrast drift", percent=True),
+    Column("drift_contrast_abs_share", "contrast drift, size", -1, percent=True),
+)  # fmt: skip
+LONG_ARMS = ("full", "no_apm", "last_frame_clip", "none", "rendering")
 BLENDING_COLUMNS = (
     Column("flow_deviation", "flow deviation, px", -1), Column("flow_deviation_over_true", "less the true one"),
     Column("psnr", "PSNR, dB", 1), Column("fine_energy", "fine energy over true"),
@@ -80,7 +94,7 @@ def tables_of(
 def table_cam(results: Path, split: str, out: Path) -> str:
     """CAM against its rivals, and what spoils its condition (paper §5.3)."""
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
-    suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
+    suites = {"cam": (CAM_ARMS, ("cam", "cam-shipped")), "cam-condition": (("as_it_is",), "as_it_is")}
     text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
     return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 
@@ -89,10 +103,19 @@ def table_apm(results: Path, split: str, out: Path) -> str:
     """APM with and without its anchor, and the choice of anchor (paper §5.3, §9.2)."""
     beside = {"apm": paper.APM["with"], "apm_null": paper.APM["without"]}
     suites = {
-        "apm": (("apm", "apm_null", "alpha0"), "apm_null"),
+        "apm": (("apm", "apm_alpha0", "apm_null", "alpha0"), ("apm_null", "alpha0")),
         "apm-anchors": (("first_frame", "hidden_frame", "mean_of_8", "wrong_video"), "first_frame"),
     }
-    return tables_of("table-apm", suites, APM_COLUMNS, beside, results, split)
+    text = tables_of("table-apm", suites, APM_COLUMNS, beside, results, split)
+    for group in groups(results, "apm", split):
+        found = differences(group, ("apm_alpha0",), APM_COLUMNS, "apm")
+        text += f"\n### α = 0 at inference, on the weights of `apm`: {group.title}\n{found}" if found else ""
+    return text
+
+
+def table_long(results: Path, split: str, out: Path) -> str:
+    """What is left at the end of long videos and what drifts, paired to both memories (paper §5.1, appendix)."""
+    return tables_of("table-long", {"long": (LONG_ARMS, "full")}, LONG_COLUMNS, {}, results, split)
 
 
 def table_blending(results: Path, split: str, out: Path) -> str:
@@ -107,6 +130,7 @@ def table_blending(results: Path, split: str, out: Path) -> str:
 
 DRAW: dict[str, Callable[[Path, str, Path], str]] = {
     "overview": overview, "floors": floors_table.floors, "table1": table1, "table-cam": table_cam,
-    "table-apm": table_apm, "table-blending": table_blending, "stability": figures.stability, "fig4": figures.fig4,
-    "fig12": figures.fig12, "fig14": figures.fig14, "table12": table12,
+    "table-apm": table_apm, "table-blending": table_blending, "table-long": table_long,
+    "stability": figures.stability, "fig4": figures.fig4, "fig12": figures.fig12, "fig14": figures.fig14,
+    "table12": table12,
 }  # fmt: skip

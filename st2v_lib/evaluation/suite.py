@@ -86,6 +86,13 @@ def trained_arm(folder: Path) -> Arm:
     return Arm(name, changes, how=how, folder=folder, record=record)
 
 
+def without_apm(arm: Arm) -> Arm:
+    """The same trained weights with α = 0 at inference, ``apm_alpha0-…`` beside ``apm-…``."""
+    kind = f"{arm.record['arm']}_alpha0"
+    name = kind + arm.name.removeprefix(arm.record["arm"])
+    return dataclasses.replace(arm, name=name, changes={**arm.changes, "apm": None}, record={**arm.record, "arm": kind})
+
+
 @dataclass
 class Bench:
     """What a batch is made and scored with.

@@ -8,6 +8,7 @@ they stand for share one base, at equal budget (``paper.STANDS_FOR``). Rivals of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from st2v_lib.evaluation import paper
@@ -28,7 +29,10 @@ COLUMNS = (
 )  # fmt: skip
 ARMS = {  # suite -> rows in the order of the paper, and the row that others are compared with
     "long": (("last_frame_clip", "none", "no_apm", "full", "rendering"), "full"),
-    "cam": (("concat_cond", "add_cond", "none", "cam", "full-shipped", "rendering"), "cam"),
+    "cam": (
+        ("concat_cond", "add_cond", "none", "cam", "cam-shipped", "full-shipped", "rendering"),
+        ("cam", "cam-shipped"),
+    ),
 }
 
 
@@ -57,4 +61,4 @@ def numbers(method: str) -> str:
 def only(group: Group, arms: Sequence[str]) -> Group:
     """The group with these arms alone."""
     rows = {arm: runs for arm, runs in group.rows.items() if arm in arms}
-    return Group(group.title, rows, group.kind, group.budget)
+    return replace(group, rows=rows)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from st2v_lib.evaluation.results import values_of
-from st2v_lib.evaluation.statistics import Interval, interval, over_runs, paired_difference
+from st2v_lib.evaluation.statistics import Interval, interval, paired_difference
 from st2v_lib.evaluation.tables import NOT_RUN, Column, Group, markdown, show
 
 
@@ -29,21 +28,20 @@ def signs(group: Group, a: str, b: str, value: str) -> str:
 
 def by_seed(group: Group, a: str, b: str, value: str) -> dict[int, Interval]:
     """Training seed -> ``a`` less ``b`` on the same videos, for the seeds that both have."""
-    have = [set(seeds(group, arm)) for arm in (a, b)]
+    have = [group.training_seeds(arm) for arm in (a, b)]
     shared = have[0] & have[1] if all(have) else have[0] | have[1]
-    left, right = ({s: of_seed(group, arm, s, value) for s in shared} for arm in (a, b))
-    return {seed: paired_difference(left[seed], right[seed]) for seed in sorted(shared)}
+    return {s: paired_difference(*(group.values(arm, value, {s}) for arm in (a, b))) for s in sorted(shared)}
 
 
 def by_training_seed(group: Group, arms: Sequence[str], column: Column, reference: str) -> str:
     """Each trained arm's value, and its difference to ``reference``, for every training seed alone."""
-    arms = [arm for arm in arms if seeds(group, arm)]
-    every = sorted({seed for arm in arms for seed in seeds(group, arm)})
+    arms = [arm for arm in arms if group.training_seeds(arm)]
+    every = sorted({seed for arm in arms for seed in group.training_seeds(arm)})
     if not every:
         return f"no arm of this table was trained: {NOT_RUN}\n"
     rows = []
     for arm in arms:
-        found = {seed: of_seed(group, arm, seed, column.value) for seed in every}
+        found = {seed: group.values(arm, column.value, {seed}) for seed in every}
         cells = [show(interval(list(v.values()), column.percent), column.percent) for v in found.values()]
         rows.append([arm, *cells, _spread(list(found.values()))])
         if arm == reference:
@@ -54,18 +52,6 @@ def by_training_seed(group: Group, arms: Sequence[str], column: Column, referenc
         rows.append([f"{arm} less {reference}", *cells, f"one sign in {same}" if same else ""])
     head = [column.title, *(f"training seed {seed}" for seed in every), "over seeds"]
     return f"{markdown(head, rows)}\n"
-
-
-def seeds(group: Group, arm: str) -> list[int]:
-    """Training seeds of an arm; none for arms that were not trained."""
-    runs = [r["identity"]["training"] for r in group.rows.get(arm, [])]
-    return sorted({training["seed"] for training in runs if training})
-
-
-def of_seed(group: Group, arm: str, seed: int, value: str) -> dict[object, float]:
-    """One value a video from the runs of one training seed; all runs of an arm without training."""
-    runs = [r for r in group.rows.get(arm, []) if (r["identity"]["training"] or {"seed": seed})["seed"] == seed]
-    return over_runs([values_of(run, value) for run in runs])
 
 
 def _spread(found: Sequence[dict[object, float]]) -> str:
