@@ -8,6 +8,7 @@ stages comes from one seed; every frame is enhanced. The stages themselves are p
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -32,11 +33,11 @@ from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
 from st2v_lib.baselines import rival_of
 from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
 from st2v_lib.bases import Base
-from st2v_lib.bases.separate_unet import separate_unet
+from st2v_lib.bases.separate_unet import SAMPLING, separate_unet
 from st2v_lib.blending import chunk_starts
 from st2v_lib.cam import Cam
 from st2v_lib.checks import Prompt, check_count, check_frames, check_sampling, prompt_schedule
-from st2v_lib.config import StreamingT2VConfig
+from st2v_lib.config import SamplingConfig, StreamingT2VConfig
 from st2v_lib.enhancer import shape_quirks
 from st2v_lib.errors import InputError, WeightsError
 from st2v_lib.memory import Ladder
@@ -174,6 +175,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
                 depend on it; enhanced frames near the end do, because blending couples neighbours at every step.
             seed: of all noise.
             sampler, num_inference_steps, eta, guidance_scale, anchor_guidance_scale: see ``checks.check_sampling``.
+                A UNet for stage 1 alone takes ``base_sampling`` where steps and guidance are ``None``.
             negative_prompt: what to stay away from.
             first_chunk: ``1 16 3 h w`` in [-1, 1] in place of stage 1, or a function that makes it (``bases``).
             anchor: frames ``1 n 3 h w`` that APM keeps to; ``None`` for the first.
@@ -251,13 +253,18 @@ class StreamingT2VPipeline(DiffusionPipeline):
                 raise InputError("state: it was made without APM; resume with pipe.cfg.replace(apm=None)")
         if state is not None and first_chunk is not None:
             raise InputError("give first_chunk to start a stream or state to resume one, not both")
-        if first_chunk is None and state is None and self.base is not None:
-            first_chunk = separate_unet(self, negative_prompt, callback=callback)
         cfg = self.cfg.replace(sampling=sampling)
-        cost = stream_cost(num_frames, models, cfg, first_chunk is not None, state is not None) if num_frames else None
+        own = first_chunk is None and state is None and self.base is not None  # stage 1 has a UNet of its own
+        numbers = base_sampling(num_inference_steps, guidance_scale)
+        cost = None
+        if num_frames:
+            cost = stream_cost(num_frames, models, cfg, own or first_chunk is not None, state is not None)
+            cost += numbers.num_inference_steps if own else 0
 
         def blocks(bar: tqdm) -> Iterator[tuple[Tensor, StreamState]]:
             first = first_chunk
+            if own:
+                first = separate_unet(self, negative_prompt, numbers, _ticking(bar, callback))
             if callable(first):
                 first = check_frames(first(prompt_at(0), seed), "first_chunk", chunk_shape)
             return stream_blocks(
@@ -373,6 +380,12 @@ class StreamingT2VPipeline(DiffusionPipeline):
     def _require_enhancer(self) -> None:
         if self.enhancer is None or self.cfg.enhancer is None:
             raise WeightsError("stage 3 was asked for and this pipeline has no enhancer; pass enhance=False")
+
+
+def base_sampling(num_inference_steps: int | None = None, guidance_scale: float | None = None) -> SamplingConfig:
+    """Sampling numbers of a UNet for stage 1 alone: the released ones, but for what the user has asked for."""
+    given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return dataclasses.replace(SAMPLING, **{name: value for name, value in given.items() if value is not None})
 
 
 def _ticking(bar: tqdm, callback: Callback | None) -> Callback:

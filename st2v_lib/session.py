@@ -50,7 +50,7 @@ from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.drift_watch import DriftLimits, chunk_look, drift_warnings
 from st2v_lib.errors import InputError, OutputError, UserError, WeightsError
 from st2v_lib.live_video import encode_fragment, grow
-from st2v_lib.pipeline import StreamingT2VPipeline
+from st2v_lib.pipeline import StreamingT2VPipeline, base_sampling
 from st2v_lib.sampling import StepState, make_scheduler
 from st2v_lib.stages import base_steps, carried_frames, enhancer_stream
 from st2v_lib.streaming import Models, StreamState, chunk_steps, start_stream
@@ -187,6 +187,8 @@ class Session:
             "negative_prompt": negative_prompt, "limits": dataclasses.asdict(limits or DriftLimits()),
             "versions": versions(), "parent": None,
         }  # fmt: skip
+        if pipe.base is not None:
+            header["base"] = {name: sampling.get(name) for name in ("num_inference_steps", "guidance_scale")}
         plan = Plan(prompts, seed, num_frames, float(numbers.guidance_scale), numbers.anchor_guidance_scale)
         return cls._begin(folder, pipe, header, plan)
 
@@ -405,7 +407,11 @@ class Session:
         text = encode(plan.prompt_at(self.frames_made))
         if state is None:
             if self.pipe.base is not None:
-                first = separate_unet(self.pipe, self.header["negative_prompt"])(plan.prompt_at(0), plan.seed)
+                given = dict(self.header.get("base", {}))
+                if plan.guidance_scale != self.cfg.sampling.guidance_scale:  # changed since the session was begun
+                    given["guidance_scale"] = plan.guidance_scale
+                base = separate_unet(self.pipe, self.header["negative_prompt"], base_sampling(**given))
+                first = base(plan.prompt_at(0), plan.seed)
             else:
                 first = yield from base_steps(models, self.cfg.replace(sampling=numbers), text, null, plan.seed)
             return first, start_stream(models, first, plan.seed, None, self.carried)
@@ -437,7 +443,8 @@ class Session:
                 kept |= {"anchor": state.anchor, "null_anchor": state.null_anchor}
             write(f"blocks/{index:06}.safetensors", to_bytes({n: t.cpu().contiguous() for n, t in kept.items()}))
         size = self.cfg.size if enhancer is None else self.cfg.enhancer.size
-        out = torch.cat([torch.zeros(1, 0, 3, size, size), *video], dim=1)
+        height, width = (size, size) if isinstance(size, int) else size
+        out = torch.cat([torch.zeros(1, 0, 3, height, width), *video], dim=1)
         if out.shape[1]:
             pieces = sum(any(name.endswith(".m4s") for name in record["files"]) for record in self.records)
             init, piece = encode_fragment(to_uint8(out[0]), self.cfg.fps, pieces, self.frames_out, self.metadata())

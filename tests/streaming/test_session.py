@@ -378,6 +378,51 @@ def test_a_moving_anchor_and_a_base_of_its_own_go_on(pipe, tmp_path):
         pipe.cfg, pipe.base = kept
 
 
+def test_steps_and_guidance_reach_a_base_of_its_own(pipe, tmp_path):
+    """Those that are given; a session keeps them for its first chunk, and a branch from the start may change them."""
+    cfg, made = pipe.cfg, []
+    pipe.base = make_unet(cfg.unet).eval()
+
+    def calls(blocks):
+        count = []
+        pipe.base.conv_in.register_forward_pre_hook(lambda *_: count.append(1))
+        try:
+            made.append(next(blocks))
+        finally:
+            pipe.base.conv_in._forward_pre_hooks.clear()
+        return len(count)
+
+    try:
+        given = dict(num_inference_steps=3, guidance_scale=2.0)
+        stream = pipe.stream(PROMPT, 24, SEED, progress=False, **given)
+        assert stream.cost == 3 + 3 and calls(stream) == 3
+        session = Session.create(tmp_path / "s", pipe, PROMPT, 24, SEED, enhance=False, **given)
+        assert calls(Session.open(tmp_path / "s", pipe).run()) == 3
+        assert torch.equal(made[1].low, made[0])
+        calls(session.branch(tmp_path / "b", 0, guidance_scale=5.0).run())
+        calls(pipe.stream(PROMPT, 24, SEED, progress=False, num_inference_steps=3, guidance_scale=5.0))
+        assert torch.equal(made[2].low, made[3]) and not torch.equal(made[2].low, made[0])
+        assert pipe.stream(PROMPT, 24, SEED, progress=False).cost == 50 + cfg.sampling.num_inference_steps
+        assert calls(pipe.stream(PROMPT, 16, SEED, progress=False)) == 50
+    finally:
+        pipe.base = None
+
+
+def test_an_enhanced_picture_need_not_be_square(pipe, tmp_path):
+    kept = pipe.cfg
+    try:
+        pipe.cfg = kept.replace(enhancer=dataclasses.replace(kept.enhancer, size=(32, 48)))
+        blocks = list(Session.create(tmp_path / "s", pipe, PROMPT, 24, SEED).run())
+        frames = torch.cat([block.video for block in blocks], dim=1)
+        assert frames.shape == (1, 24, 3, 32, 48)
+        assert torch.equal(frames, pipe(PROMPT, 24, SEED, progress=False).frames)
+        session = Session.open(tmp_path / "s", pipe)
+        session.write_video(tmp_path / "a.mp4")
+        assert (probe(tmp_path / "a.mp4")["width"], probe(tmp_path / "a.mp4")["height"]) == (48, 32)
+    finally:
+        pipe.cfg = kept
+
+
 # -------------------------------------------------------------------------------------- control while it runs, asyncio
 
 
