@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,9 +122,13 @@ def _make(
     sampling: dict,
     low_writers: list[VideoWriter],
     writers: list[VideoWriter],
-) -> tuple[np.ndarray, dict]:
-    """Runs the stages, writing frames as they come; returns the video, ``uint8 f h w c``, and its file's metadata."""
-    marks = [time.perf_counter()]
+) -> tuple[np.ndarray | None, dict]:
+    """Runs the stages, writing frames as they come, and keeps what ``--demo`` shows.
+
+    Returns:
+        The video, ``uint8 f h w c``, if there is a demo, and its file's metadata.
+    """
+    seconds = dict.fromkeys(("base chunk", "streaming"), 0.0)
     with pipe.bar(True, 0) as bar:
         stream = pipe.stream(prompt, args.frames, args.seed, **sampling, progress=bar)
         metadata = {
@@ -135,24 +141,34 @@ def _make(
         for writer in (*low_writers, *writers):
             writer.metadata = metadata
         bar.reset(stream.cost + (pipe.enhancer_cost(args.frames) if writers else 0))
-        bar.set_description("stage 1")
-        blocks, final = [], []
-        for block in stream:
-            if not blocks:
-                marks.append(time.perf_counter())
-                bar.set_description("stage 2")
-            blocks.append(block)
-            _write(block, low_writers)
-        low = torch.cat(blocks, dim=1)
-        marks.append(time.perf_counter())
+
+        def low_blocks() -> Iterator[Tensor]:
+            for name in itertools.chain(("base chunk",), itertools.repeat("streaming")):
+                bar.set_description("stage 1" if name == "base chunk" else "stage 2")
+                before = time.perf_counter()
+                block = next(stream, None)
+                seconds[name] += time.perf_counter() - before
+                if block is None:
+                    return
+                _write(block, low_writers)
+                bar.set_description("stage 3" if writers else "stage 2")
+                yield block
+
+        start, kept, blocks = time.perf_counter(), [], low_blocks()
+        if writers:
+            blocks = pipe.enhance(
+                blocks, prompt, args.seed, progress=bar, num_frames=args.frames, chunk_batch=args.chunk_batch
+            )
+        for block in blocks:
+            frames = _write(block, writers)
+            if args.demo is not None:
+                kept.append(frames)
         if writers:
             bar.set_description("stage 3")
-            for block in pipe.enhance(low, prompt, args.seed, progress=bar, chunk_batch=args.chunk_batch):
-                final.append(_write(block, writers))
-            marks.append(time.perf_counter())
-    for name, before, after in zip(("base chunk", "streaming", "enhancement"), marks, marks[1:], strict=False):
-        print(f"{name:<24} {after - before:.1f} s")
-    return np.concatenate(final) if final else to_uint8(low[0]), metadata
+            seconds["enhancement"] = time.perf_counter() - start - sum(seconds.values())
+    for name, spent in seconds.items():
+        print(f"{name:<24} {spent:.1f} s")
+    return np.concatenate(kept) if kept else None, metadata
 
 
 def _write(block: Tensor, writers: list[VideoWriter]) -> np.ndarray:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import weakref
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from st2v_lib import cli, generate_cli
-from st2v_lib.loading import write_index
+from st2v_lib.loading import load, write_index
 from st2v_lib.manifest import write_manifest
 from st2v_lib.pipeline import StreamingT2VPipeline
-from st2v_lib.video_io import probe, read_video
+from st2v_lib.stages import FrameStream
+from st2v_lib.video_io import VideoWriter, probe, read_video, to_uint8
 
 PROMPT = "a red circle bounces over green stripes"
 
@@ -118,7 +122,7 @@ def test_a_failure_half_way_leaves_the_old_file(generate, error, code, tmp_path,
     out.write_bytes(b"the old one")
 
     def fail(self, video, *rest, **options):
-        yield video[:, :8]
+        yield next(iter(video))
         raise error
 
     monkeypatch.setattr(StreamingT2VPipeline, "enhance", fail)
@@ -141,6 +145,59 @@ def test_weights_without_an_enhancer(generate, quick_data, quick_config, tmp_pat
     assert generate("--frames", 16, "--out", tmp_path / "x.mp4") == 2
     assert "--no-enhance" in capsys.readouterr().err and not (tmp_path / "x.mp4").exists()
     assert generate("--frames", 16, "--out", tmp_path / "x.mp4", "--no-enhance") == 0
+
+
+class Writer(VideoWriter):
+    """Keeps what is written, in place of an mp4."""
+
+    def __init__(self):
+        self.frames = []
+
+    def write(self, frames):
+        self.frames.append(frames)
+
+
+def options(frames, demo=None):
+    return argparse.Namespace(frames=frames, seed=3, chunk_batch=1, demo=demo)
+
+
+def test_both_videos_are_those_of_a_call(random_weights, quick_config):
+    pipe = load("tiny", "cpu", random_weights / "weights" / "tiny")
+    pipe.cfg = quick_config
+    whole, low, high = pipe(PROMPT, 41, seed=3, progress=False), Writer(), Writer()
+    video, _ = generate_cli._make(pipe, PROMPT, options(41, "demo"), {}, [low], [high])
+    assert np.array_equal(np.concatenate(low.frames), to_uint8(whole.low_res[0]))
+    assert np.array_equal(np.concatenate(high.frames), to_uint8(whole.frames[0])) and np.array_equal(
+        video, to_uint8(whole.frames[0])
+    )
+
+
+@pytest.mark.parametrize("enhance", [True, False])
+@pytest.mark.parametrize("demo", [None, "demo"])
+def test_blocks_are_let_go_as_soon_as_they_are_written(random_weights, monkeypatch, enhance, demo):
+    pipe, alive, most = load("tiny", "cpu", random_weights / "weights" / "tiny"), weakref.WeakSet(), []
+
+    def block(*_):
+        alive.add(new := torch.zeros(1, 8, 3, 64, 64))
+        most.append(len(alive))
+        return new
+
+    class Written(Writer):
+        def write(self, frames):
+            array = weakref.ref(frames.base if frames.base is not None else frames)
+            arrays.append(array)
+            most_arrays.append(sum(ref() is not None for ref in arrays))
+
+    arrays, most_arrays = [], []
+    stream = FrameStream(((block(), None) for _ in range(20)), pipe.cfg, cost=20)
+    monkeypatch.setattr(pipe, "stream", lambda *_, **__: stream)
+    monkeypatch.setattr(pipe, "enhance", lambda blocks, *_, **__: map(block, blocks))
+    video, _ = generate_cli._make(pipe, PROMPT, options(160, demo), {}, [Written()], [Written()] if enhance else [])
+    assert len(arrays) == (40 if enhance else 20) and max(most) <= 5
+    if demo is None:
+        assert video is None and max(most_arrays) <= 4
+    else:
+        assert video.shape == (160, 64, 64, 3)
 
 
 def test_contact_sheet_shows_first_and_last():
