@@ -88,6 +88,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of the preset (default: shipped)")
+
+
 def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "generate", "st2v_lib.generate_cli", "turn a prompt into a video")
     parser.add_argument(
@@ -98,6 +102,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="where the video goes")
     _add_preset(parser)
     _add_device(parser)
+    _add_weights(parser)
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's; the paper's setting is ddim")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a chunk (default: the preset's)")
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
@@ -133,6 +138,7 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     _add_preset(parser)
     _add_device(parser)
+    _add_weights(parser)
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's; the paper's setting is ddim")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a chunk (default: the preset's)")
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")

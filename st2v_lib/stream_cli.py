@@ -78,13 +78,15 @@ def _session(args: argparse.Namespace) -> Session:
         _refuse(args, "--branch", NEW_ONLY)
         if args.at is None or args.session is None:
             raise InputError("--branch needs --at K, the first chunk that is made anew, and --session for its folder")
-        old = Session.open(args.branch, load(args.preset, args.device), upto=check_count(args.at, "--at", 0))
+        old = Session.open(
+            args.branch, load(args.preset, args.device, args.weights), upto=check_count(args.at, "--at", 0)
+        )
         return old.branch(args.session, args.at, args.prompt, args.seed, args.guidance, args.frames)
     if args.at is not None:
         raise InputError("--at belongs to --branch")
     if args.resume is not None:
         _refuse(args, "--resume", ("prompt", "seed", "session", "guidance", *NEW_ONLY))
-        session = Session.open(args.resume, load(args.preset, args.device))
+        session = Session.open(args.resume, load(args.preset, args.device, args.weights))
         if args.frames is not None:
             session.end(args.frames)
         return session
@@ -109,7 +111,7 @@ def _session(args: argparse.Namespace) -> Session:
     folder = args.session or Path("outputs") / f"{slug}-{seed}"
     if (folder / "session.json").exists():
         raise InputError(f"there is a session in {folder}: st2v stream --resume {folder}, or another --session")
-    pipe = load(args.preset, args.device)
+    pipe = load(args.preset, args.device, args.weights)
     return Session.create(folder, pipe, prompts, args.frames, seed, not args.no_enhance, **sampling)
 
 

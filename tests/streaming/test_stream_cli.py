@@ -12,7 +12,7 @@ from st2v_lib.video_io import probe
 
 from .conftest import FRAMES, SEED, contents
 from .kill import run_and_kill
-from .micro import OTHER, PROMPT
+from .micro import OTHER, PROMPT, write_micro
 
 
 @pytest.fixture
@@ -111,3 +111,16 @@ def test_no_session_and_a_session_that_is_there(stream, tmp_path, capsys):
     assert stream(*arguments) == 0
     assert stream(*arguments) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_other_weights_make_other_frames_and_are_not_mixed(stream, tmp_path, capsys):
+    own = write_micro(tmp_path / "data", seed=1) / "weights" / "tiny"
+    arguments = (PROMPT, "--frames", 16, "--no-enhance", "--session")
+    assert stream(*arguments, tmp_path / "a") == stream(*arguments, tmp_path / "b", "--weights", own) == 0
+    first = [(tmp_path / name / "blocks" / "000000.safetensors").read_bytes() for name in "ab"]
+    assert first[0] != first[1]
+    assert stream("--resume", tmp_path / "b") == 2
+    assert "other weights" in capsys.readouterr().err
+    assert stream("--resume", tmp_path / "b", "--weights", own) == 0
+    assert cli.main(["generate", PROMPT, "--weights", str(tmp_path / "none"), "--out", str(tmp_path / "x.mp4")]) == 2
+    assert "no weights of 'tiny' in" in capsys.readouterr().err
