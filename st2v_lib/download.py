@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -50,13 +50,22 @@ SOURCES = {
 @dataclass(frozen=True)
 class Plan:
     """What one source needs: its place, its pinned revision (``None`` for a folder), and bytes by file, to be fetched
-    and in all.
+    and in all; ``done``: what is made of it is there already, and nothing is fetched.
     """
 
     place: str
     revision: str | None
     files: dict[str, int] = field(default_factory=dict)
     missing: int = 0
+    done: bool = False
+
+
+MADE = {  # what is made of each source
+    "base": ("base", "vae", "text_encoder", "tokenizer"),
+    "clip": ("image_encoder",),
+    "streaming": ("unet/config.json", "cam/config.json", "apm/config.json"),
+    "enhancer": ("enhancer/config.json",),
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,6 +105,10 @@ def plan(out: Path, places: Mapping[str, str] = {}, revisions: Mapping[str, str]
     plans = {}
     for name, source in SOURCES.items():
         place = places.get(name, source.repo)
+        if all((out / made).exists() for made in MADE[name]):
+            known = lock.get(name, {"place": place, "revision": None, "files": {}})
+            plans[name] = Plan(known["place"], known["revision"], known["files"], done=True)
+            continue
         if Path(place).is_dir():
             listing = {p.relative_to(place).as_posix(): p.stat().st_size for p in Path(place).rglob("*") if p.is_file()}
             plans[name] = Plan(place, None, wanted(listing, source, place))
@@ -168,25 +181,30 @@ def format_plans(plans: Mapping[str, Plan], out: Path) -> str:
     lines = []
     for name, item in plans.items():
         where = item.place if item.revision is None else f"{item.place} @ {item.revision[:12]}"
-        lines.append(f"{name:<10} {where}")
-        lines += [f"{'':<10} {size / 1e9:>7.2f} GB  {file}" for file, size in item.files.items() if size > 1e6]
+        lines.append(f"{name:<10} {where}{', made already' if item.done else ''}")
+        large = {} if item.done else {file: size for file, size in item.files.items() if size > 1e6}
+        lines += [f"{'':<10} {size / 1e9:>7.2f} GB  {file}" for file, size in large.items()]
     total = sum(item.missing for item in plans.values()) / 1e9
     lines.append(f"{'download':<10} {total:>7.2f} GB, {_free(_cache()) / 1e9:.1f} GB free in {_cache()}")
-    lines.append(f"{'result':<10} {sum(RESULT_GB.values()):>7.2f} GB, {_free(out) / 1e9:.1f} GB free in {out}")
+    lines.append(f"{'result':<10} {_result_gb(plans):>7.2f} GB, {_free(out) / 1e9:.1f} GB free in {out}")
     lines.append(f"{'memory':<10} {MEMORY_GB:>7.2f} GB, {psutil.virtual_memory().available / 1e9:.1f} GB free")
     return "\n".join(lines)
 
 
 def check_room(plans: Mapping[str, Plan], out: Path) -> None:
     """Raises ``OutputError`` unless disks and memory suffice for the download and for its result."""
-    download, result = sum(item.missing for item in plans.values()), sum(RESULT_GB.values()) * 1e9
+    download, result = sum(item.missing for item in plans.values()), _result_gb(plans) * 1e9
     same = os.stat(_existing(_cache())).st_dev == os.stat(_existing(out)).st_dev
     needs = {_cache(): download + (result if same else 0), out: result}
     for place, count in needs.items():
         if _free(place) < count:
             raise OutputError(f"{place} has {_free(place) / 1e9:.1f} GB free and {count / 1e9:.1f} GB are needed")
-    if psutil.virtual_memory().available < MEMORY_GB * 1e9:
+    if result and psutil.virtual_memory().available < MEMORY_GB * 1e9:
         raise OutputError(f"{psutil.virtual_memory().available / 1e9:.1f} GB of memory are free, {MEMORY_GB} GB needed")
+
+
+def _result_gb(plans: Mapping[str, Plan]) -> float:
+    return sum(RESULT_GB[name] for name, item in plans.items() if not item.done)
 
 
 def _cache() -> Path:
@@ -207,21 +225,29 @@ def download(plans: Mapping[str, Plan], out: Path, cfg: StreamingT2VConfig = MOD
     """Fetches what is missing, and writes the pipeline folder. What is complete already is not made again."""
     from st2v_lib.loading import write_index
 
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: asdict(item) | {"missing": 0} for name, item in plans.items()}, indent=1)
+    text = json.dumps({name: _locked(item) for name, item in plans.items()}, indent=1)
     unfinished = out / f".{LOCK}.part"
-    unfinished.write_text(text + "\n")
-    unfinished.replace(out / LOCK)
-    base, clip = _fetched(plans["base"]), _fetched(plans["clip"])
-    for name in ("unet", "vae", "text_encoder", "tokenizer"):
-        _resave(name, base / name, out / ("base" if name == "unet" else name))
-    _resave("image_encoder", clip, out / "image_encoder")
-    for name, component in (("streaming", "apm"), ("enhancer", "enhancer")):
-        if not (out / component / "config.json").exists():
-            folder = _fetched(plans[name])
-            convert(folder / SOURCES[name].files[0], out, cfg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text + "\n")
+        unfinished.replace(out / LOCK)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+    if not plans["base"].done:
+        base = _fetched(plans["base"])
+        for name in ("unet", "vae", "text_encoder", "tokenizer"):
+            _resave(name, base / name, out / ("base" if name == "unet" else name))
+    if not plans["clip"].done:
+        _resave("image_encoder", _fetched(plans["clip"]), out / "image_encoder")
+    for name in ("streaming", "enhancer"):
+        if not plans[name].done:
+            convert(_fetched(plans[name]) / SOURCES[name].files[0], out, cfg)
     write_index(out, cfg)
     write_manifest(out)
+
+
+def _locked(item: Plan) -> dict:
+    return {"place": item.place, "revision": item.revision, "files": item.files}
 
 
 def _fetched(item: Plan) -> Path:

@@ -99,6 +99,27 @@ def test_room_is_checked_before_anything_is_fetched(hub, tmp_path, monkeypatch, 
     assert cli.main(["download", "--source", "vae=x", "--out", str(tmp_path)]) == 2
 
 
+def test_what_is_made_already_is_neither_fetched_nor_counted(hub, tmp_path, monkeypatch):
+    lock = {"streaming": {"place": "PAIR/StreamingT2V", "revision": "abc", "files": {"streaming_t2v.ckpt": 7}}}
+    (tmp_path / download.LOCK).write_text(json.dumps(lock))
+    for name in ("unet", "cam", "apm", "base", "vae", "text_encoder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    plans = download.plan(tmp_path)
+    assert [name for name, item in plans.items() if item.done] == ["streaming"], "the tokenizer is not there yet"
+    assert plans["streaming"].revision == "abc" and plans["streaming"].missing == 0
+    assert "made already" in download.format_plans(plans, tmp_path)
+    monkeypatch.setattr(download.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8e9))
+    monkeypatch.setattr(download, "_free", lambda place: 21.4e9)  # 13.4 to fetch and 7.9 for the result
+    download.check_room(plans, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write .*file/out"):
+        download.download({}, tmp_path / "file" / "out")
+
+
 def test_offline_asks_nobody(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match="offline, and the revision of .* is not known"):
@@ -163,6 +184,9 @@ def test_a_pipeline_from_local_folders(local, tmp_path, monkeypatch):
     download.download(plans, tmp_path, cfg)
     assert not list(tmp_path.rglob("*.part"))
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    plans = download.plan(tmp_path, {name: str(root / name) for name in download.SOURCES})
+    assert all(item.done for item in plans.values()) and "0.00 GB" in download.format_plans(plans, tmp_path)
+    monkeypatch.setattr(download, "_fetched", None)
     download.download(plans, tmp_path, cfg)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}, "made once"
 
