@@ -23,7 +23,7 @@ from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEMPORAL
 from st2v_lib.training.cam import BATCH, seen_frames
 from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
-from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
+from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_levels, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
 RETURNING = 0.4
@@ -31,7 +31,7 @@ ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of AP
 
 
 class ApmStep(DiffusionStep):
-    """Denoising loss with both memories; the anchor's embedding is frozen CLIP's."""
+    """Denoising loss with both memories; the anchor's embedding is frozen CLIP's. ``shift``: of the timesteps."""
 
     def __init__(
         self,
@@ -42,8 +42,10 @@ class ApmStep(DiffusionStep):
         cam: Cam,
         apm: Apm,
         train_unet: bool = False,
+        shift: float = TOWARDS_NOISE,
     ):
         super().__init__(text_encoder)
+        self.shift = shift
         self.unet = unet.requires_grad_(train_unet)
         if train_unet:
             for name, parameter in unet.named_parameters():
@@ -62,7 +64,7 @@ class ApmStep(DiffusionStep):
 
     def loss(self, batch: dict[str, torch.Tensor]):
         tokens = torch.cat([batch["text"], self.apm(batch["embeds"])], dim=1)
-        x, t, target = at_random_levels(self.scheduler, batch["latents"])
+        x, t, target = at_random_levels(self.scheduler, batch["latents"], self.shift)
         features = self.cam(x, t, tokens, cond=batch["cond"])
         loss = weighted_mse(self.unet(x, t, tokens, cam_features=features), target, batch["mask"])
         alphas = torch.stack([m.alpha.detach() for m in self.apm.mixes.values()])

@@ -19,7 +19,7 @@ from st2v_lib.sampling import make_scheduler
 from st2v_lib.training.base import TEXT_DROPOUT
 from st2v_lib.training.common import fast_math
 from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
-from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
+from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_levels, weighted_mse
 from st2v_lib.world.render import render
 
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
@@ -28,18 +28,24 @@ BATCH = 8
 
 
 class CamStep(DiffusionStep):
-    """Denoising loss of the frozen UNet with CAM, or with a rival in its place."""
+    """Denoising loss of the frozen UNet with CAM, or with a rival in its place. ``shift``: of the timesteps."""
 
     def __init__(
-        self, cfg: StreamingT2VConfig, unet: StreamingUNet, text_encoder: CLIPTextModelWithProjection, cam: Cam | Rival
+        self,
+        cfg: StreamingT2VConfig,
+        unet: StreamingUNet,
+        text_encoder: CLIPTextModelWithProjection,
+        cam: Cam | Rival,
+        shift: float = TOWARDS_NOISE,
     ):
         super().__init__(text_encoder)
+        self.shift = shift
         self.unet = unet.requires_grad_(False).eval()
         self.cam = cam.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
 
     def loss(self, batch: dict[str, torch.Tensor]):
-        x, t, target = at_random_levels(self.scheduler, batch["latents"])
+        x, t, target = at_random_levels(self.scheduler, batch["latents"], self.shift)
         features = self.cam(x, t, batch["text"], cond=batch["cond"])
         return weighted_mse(self.unet(x, t, batch["text"], cam_features=features), target, batch["mask"]), {}
 
@@ -64,14 +70,21 @@ def seen_frames(vae: PatchedAutoencoderKL, latents: torch.Tensor, scenes, starts
     if clean:
         out[clean] = render([scenes[i] for i in clean], n, [starts[i] for i in clean], size, device)
     if trips:
-        generator = torch.Generator(device).manual_seed(rng.randrange(2**31))
-        taken = latents[trips].to(device)
-        level = torch.rand(len(trips), 1, 1, 1, 1, generator=generator, device=device) * TRIP_NOISE
-        whole = (len(trips), taken.shape[1], SEGMENT, *taken.shape[3:])  # a frame's noise is the same for any n
-        taken = taken + level * torch.randn(whole, generator=generator, device=device)[:, :, :n]
-        with fast_math(device):
-            out[trips] = decode_latents(vae, taken, batch_size=64 if device.type == "cpu" else 2048).float()
+        out[trips] = through_vae(vae, latents[trips], rng, batch_size=64 if device.type == "cpu" else 2048)
     return out
+
+
+@torch.no_grad()
+def through_vae(vae: PatchedAutoencoderKL, latents: torch.Tensor, rng: random.Random, batch_size: int) -> torch.Tensor:
+    """What the VAE gives back of latents ``b c n h w`` with up to :data:`TRIP_NOISE` of noise, ``(b, n, 3, H, W)``."""
+    device, (count, channels, n) = next(vae.parameters()).device, latents.shape[:3]
+    generator = torch.Generator(device).manual_seed(rng.randrange(2**31))
+    latents = latents.to(device)
+    level = torch.rand(count, 1, 1, 1, 1, generator=generator, device=device) * TRIP_NOISE
+    whole = (count, channels, SEGMENT, *latents.shape[3:])  # a frame's noise is the same for any n
+    latents = latents + level * torch.randn(whole, generator=generator, device=device)[:, :, :n]
+    with fast_math(device):
+        return decode_latents(vae, latents, batch_size=batch_size).float()
 
 
 def make_batch(cfg: StreamingT2VConfig, vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):

@@ -65,10 +65,10 @@ def random_timesteps(
     return (strata * steps).long().clamp(max=steps - 1)
 
 
-def at_random_levels(scheduler: SchedulerMixin, latents: torch.Tensor):
-    """Latents at random timesteps: the noisy ones, the timesteps, and the prediction to aim at."""
+def at_random_levels(scheduler: SchedulerMixin, latents: torch.Tensor, shift: float = TOWARDS_NOISE):
+    """Latents at ``random_timesteps``: the noisy ones, the timesteps, and the prediction to aim at."""
     noise = torch.randn_like(latents)
-    t = random_timesteps(scheduler, len(latents), latents.device)
+    t = random_timesteps(scheduler, len(latents), latents.device, shift)
     x, target = noised(scheduler, latents, noise, t)
     return x, t, target
 

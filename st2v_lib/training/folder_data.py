@@ -4,7 +4,8 @@ The folder holds video files and ``captions.jsonl``, one line a video: ``{"file"
 Each video is decoded once, at the size and rate of training, into ``<out>-state/frames``; a step then reads no more
 than its windows from there. Roles of frames and dropout are those of ``cam`` and ``apm``; the loss has no mask.
 
-Differs from the sprite world's phases: learning rate 5e-5, the paper's, and a constant one after warm-up.
+Differs from the sprite world's phases: learning rate 5e-5, the paper's, and a constant one after warm-up; timesteps are
+drawn evenly.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents, encode_frames
+from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, encode_frames
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import InputError, UserError, WeightsError
 from st2v_lib.manifest import weights_dir, write_manifest
@@ -137,10 +138,17 @@ def make_batch(
     chunk, keep, segment = cfg.chunk_frames, cfg.cam.num_cond_frames, segment_frames(phase, cfg)
     device = next(vae.parameters()).device
 
-    @torch.no_grad()
-    def through_vae(latents: Tensor) -> Tensor:
+    def encoded(video: Tensor) -> Tensor:
         with common.fast_math(device):
-            return decode_latents(vae, latents, batch_size=8).float()
+            return encode_frames(vae, video, batch_size=8).float()
+
+    def seen(video: Tensor, rng: random.Random, latents: Tensor | None = None) -> Tensor:
+        """Half of the clips as they are, half from the VAE, their latents a little noisy (as hand-overs are)."""
+        out = video.clone()
+        if trips := [i for i in range(batch_size) if rng.random() < cam.ROUND_TRIP]:
+            taken = encoded(video[trips]) if latents is None else latents[trips]
+            out[trips] = cam.through_vae(vae, taken, rng, batch_size=8)
+        return out
 
     @torch.no_grad()
     def batch(rank: int, n: int) -> dict[str, Tensor]:
@@ -150,18 +158,15 @@ def make_batch(
         windows = [np.array(frames[i][start : start + segment]) for i, start in zip(picks, starts)]
         video = torch.stack([from_uint8(window) for window in windows]).to(device)
         denoised = video[:, segment - chunk :]
-        with common.fast_math(device):
-            latents = encode_frames(vae, denoised, batch_size=8).float()
-        cond = denoised[:, :keep].clone()
-        trips = [i for i in range(batch_size) if rng.random() < cam.ROUND_TRIP]
-        if trips:  # half of the conditions pass the VAE once, as every hand-over between chunks does
-            cond[trips] = through_vae(latents[trips, :, :keep])
+        latents = encoded(denoised)
+        cond = seen(denoised[:, :keep], rng, latents[:, :, :keep])
         texts = [clips[i].caption for i in picks]
         out = {"latents": latents, "cond": cond, "mask": torch.zeros_like(latents[:, 0])}
         if phase == "cam":
             texts = ["" if rng.random() < cam.TEXT_DROPOUT else text for text in texts]
         else:
-            anchor = video[torch.arange(batch_size), [rng.randrange(chunk) for _ in picks]].clone()
+            anchor = video[torch.arange(batch_size), [rng.randrange(chunk) for _ in picks]]
+            anchor = seen(anchor[:, None], rng)[:, 0]
             for i, u in enumerate([rng.random() for _ in picks]):
                 if u < apm.DROP_TEXT + apm.DROP_BOTH:
                     texts[i] = ""
@@ -254,11 +259,10 @@ def train(
     unet = _load(StreamingUNet, (out, source), "unet") if train_unet else frozen(StreamingUNet, "unet")
     memory, anchor = _memories(phase, cfg, unet, (out, source))
     if phase == "cam":
-        step, groups = cam.CamStep(cfg, unet, text, memory), None
+        step, groups = cam.CamStep(cfg, unet, text, memory, shift=1.0), None
     else:
-        step = apm.ApmStep(
-            cfg, unet, text, frozen(CLIPVisionModelWithProjection, "image_encoder"), memory, anchor, train_unet
-        )
+        image = frozen(CLIPVisionModelWithProjection, "image_encoder")
+        step = apm.ApmStep(cfg, unet, text, image, memory, anchor, train_unet, shift=1.0)
         groups = step.groups(LR)
     for part in (memory, anchor, unet if train_unet else None):
         if part is not None:  # with dropout, as in the base's own training, but for the tiny models, which underfit

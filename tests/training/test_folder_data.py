@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from st2v_lib.backbone import make_unet, make_vae
 from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.errors import InputError, WeightsError
-from st2v_lib.training import common, folder_data
+from st2v_lib.training import apm, cam, common, diffusion, folder_data
 from st2v_lib.training.checkpointing import checkpoint_blocks
 from st2v_lib.video_io import write_video
 from st2v_lib.world.captions import make_tokenizer
@@ -86,8 +87,9 @@ def test_roles_of_frames(folder, tmp_path, monkeypatch, phase):
     monkeypatch.setattr(
         folder_data, "encode_frames", lambda vae, video, batch_size: video.mean((3, 4)).movedim(1, 2)[..., None, None]
     )
+    monkeypatch.setattr(cam, "TRIP_NOISE", 0.0)
     monkeypatch.setattr(
-        folder_data, "decode_latents", lambda vae, z, batch_size: z.movedim(2, 1) + torch.zeros(1, 1, 1, 64, 64)
+        cam, "decode_latents", lambda vae, z, batch_size: z.movedim(2, 1) + torch.zeros(1, 1, 1, 64, 64)
     )
     clips = folder_data.read_folder(folder, 32, 8)[:1]
     frames = [np.broadcast_to(np.arange(36, dtype=np.uint8)[:, None, None, None] * 5, (36, 64, 64, 3))]
@@ -108,6 +110,41 @@ def test_roles_of_frames(folder, tmp_path, monkeypatch, phase):
         distance = denoised[kept, 0] - index(batch["anchor"][kept, 0, 0, 0])
         assert 0 < (~kept).sum() < 20 and distance.min() >= 1 and distance.max() <= 16
         assert distance.unique().numel() > 8, "anywhere in the chunk before"
+
+
+def test_half_of_condition_and_anchor_come_noisy_from_the_vae(folder, monkeypatch):
+    clips = folder_data.read_folder(folder, 32, 8)[:1]
+    frames, autoencoder = [moving(0, 36, 64)], make_vae(TINY.vae)
+    given = []
+
+    def decode(vae, latents, batch_size):
+        given.append(latents)
+        return torch.full((len(latents), latents.shape[2], 3, 64, 64), 9.0)
+
+    monkeypatch.setattr(cam, "decode_latents", decode)
+    make = folder_data.make_batch("apm", TINY, autoencoder, make_tokenizer(), clips, frames, 16)
+    seen = [make(0, n) for n in range(2)]
+    for name in ("cond", "anchor"):
+        share = torch.cat([(batch[name].flatten(1) == 9).all(1) for batch in seen]).float().mean()
+        assert 0.2 < share < 0.8, name
+    conds, clean = given[0], seen[0]["latents"][(seen[0]["cond"].flatten(1) == 9).all(1), :, :8]
+    off = (conds - clean).flatten(1).std(1)
+    assert off.min() > 0 and off.max() < 1.1 * cam.TRIP_NOISE and off.max() > 2 * off.min(), "a level for each clip"
+
+
+def test_timesteps_are_even_with_own_data_alone(folder, random_weights, tmp_path, acc, monkeypatch):
+    asked = []
+
+    def levels(scheduler, latents, shift):
+        asked.append(shift)
+        return diffusion.at_random_levels(scheduler, latents, shift)
+
+    monkeypatch.setattr(cam, "at_random_levels", levels)
+    source = random_weights / "weights" / "tiny"
+    folder_data.train("cam", TINY, folder, tmp_path / "own", acc, source=source, max_steps=1)
+    assert asked == [1.0]
+    for step in (cam.CamStep, apm.ApmStep):
+        assert inspect.signature(step).parameters["shift"].default == diffusion.TOWARDS_NOISE
 
 
 def test_checkpointing_gives_the_same_gradients_in_less_memory():
