@@ -27,13 +27,15 @@ from tqdm.auto import tqdm
 from st2v_lib.errors import OutputError
 from st2v_lib.training.graphed import GraphedPass
 
+WARMUP_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class FitConfig:
     """How one phase is optimised. ``minutes`` is this run's budget; the learning rate falls over its last ``decay``.
 
-    With ``total_steps``, resumed ones included, it follows the steps, and ``minutes`` only ends this run. ``graphed``
-    records the step as a CUDA graph, where there is CUDA.
+    With ``total_steps``, resumed ones included, it follows the steps, ``minutes`` only ends this run, and at most
+    :data:`WARMUP_SHARE` of the steps are warm-up. ``graphed`` records the step as a CUDA graph, where there is CUDA.
     """
 
     name: str
@@ -184,6 +186,9 @@ def fit(
     prepare = getattr(step_module, "prepare", None)
     if cfg.graphed and acc.device.type == "cuda":
         one_pass = GraphedPass(one_pass, trainable)
+    warmup = cfg.warmup_steps
+    if cfg.total_steps is not None:
+        warmup = max(1, min(warmup, round(WARMUP_SHARE * cfg.total_steps)))
     start = last_save = last_log = time.time()
     first_step, sums, logged = step, {}, {}
 
@@ -214,7 +219,7 @@ def fit(
             stop = acc.gather(stop.to(acc.device)[None]).max()
         if stop > 0:
             break
-        factor = min(1.0, (step - first_step + 1) / cfg.warmup_steps, max(0.02, (1 - share) / cfg.decay))
+        factor = min(1.0, (step - first_step + 1) / warmup, max(0.02, (1 - share) / cfg.decay))
         for group, lr in zip(optimizer.param_groups, base_lr):
             group["lr"] = lr * factor
         batch = make_batch(acc.process_index, step)

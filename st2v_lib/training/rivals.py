@@ -135,6 +135,7 @@ def train_arm(
             if (source / part).is_dir() and not (out / part).is_dir():
                 shutil.copytree(source / part, out / part)
     acc.wait_for_everyone()
+    resumed = resume and (common.state_dir(out) / arm.phase / "state.pt").is_file()
     per_step = max(1, round(cam.BATCH * batch_scale)) * acc.num_processes
     steps = None if clips is None else math.ceil(clips / per_step)
     result = train_phase(
@@ -144,7 +145,7 @@ def train_arm(
     if acc.is_main_process:
         record = {
             "arm": name, "phase": arm.phase, "options": arm.options, "seed": seed, "clips": result["step"] * per_step,
-            "clips_asked": clips, "steps": result["step"], "seconds": round(result["seconds"]),
+            "clips_asked": clips, "steps": result["step"], "resumed": resumed, "seconds": round(result["seconds"]),
             "loss": result.get("loss"), "trained_parameters": result.get("trained_parameters"),
             "num_cond_frames": cfg.cam.num_cond_frames, "processes": acc.num_processes,
             "base_sha256": sha256(next((source / "unet").glob("*.safetensors"))),

@@ -20,7 +20,7 @@ from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import verify_manifest, weights_dir
 from st2v_lib.sampling import make_scheduler
-from st2v_lib.training import apm, base, cam, cli, clip, common, data, diffusion, enhancer, graphed, vae
+from st2v_lib.training import apm, base, cam, cli, clip, common, data, diffusion, enhancer, graphed, rivals, vae
 from st2v_lib.world.render import render
 
 
@@ -70,6 +70,30 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, acc):
         torch.load(tmp_path / name / "state.pt", weights_only=True)["model"][0] for name in ("parts", "whole")
     )
     torch.testing.assert_close(parts, whole)
+
+
+def test_a_short_run_is_not_all_warm_up(tmp_path, acc, monkeypatch):
+    rates = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, *arguments, **options):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    for total, warmup in ((40, 2), (4, 1), (None, 100)):
+        rates.clear()
+        cfg = common.FitConfig("line", 5, lr=1.0, max_steps=4, total_steps=total)
+        common.fit(Line(), line_batch, cfg, tmp_path / str(total), acc)
+        assert rates[:2] == pytest.approx([min(1, (k + 1) / warmup) for k in range(2)])
+
+
+def test_arms_tell_whether_they_were_resumed(tmp_path, small, random_weights, acc):
+    source, out = random_weights / "weights" / "tiny", tmp_path / "arm"
+    for clips, resume, resumed in ((1, True, False), (2, True, True), (1, False, False)):
+        rivals.train_arm("cam", TINY, source, out, acc, 5, clips, resume=resume)
+        record = json.loads((out / "arm.json").read_text())
+        assert record["resumed"] is resumed and record["steps"] == clips
 
 
 class Draw(Line):
