@@ -14,8 +14,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -23,7 +21,8 @@ from st2v_lib.evaluation import paper  # noqa: E402
 from st2v_lib.evaluation.overview import CLAIMS  # noqa: E402
 from st2v_lib.evaluation.tables import NOT_RUN, groups, judge, plain, show  # noqa: E402
 from st2v_lib.evaluation.training_seeds import signs  # noqa: E402
-from st2v_lib.notebook import front, repository  # noqa: E402
+from st2v_lib.notebook import front, lab_record, repository  # noqa: E402
+from st2v_lib.notebook.lab_record import weights_mark  # noqa: E402
 
 RESULTS = ROOT / "data" / "results"
 COSTS = RESULTS / "notebook_costs.json"
@@ -151,8 +150,16 @@ def test_the_front_picture_moves_and_is_small():
     assert all(f'"{prompt}"' in text for prompt in front.PROMPTS), "the words under the picture name other prompts"
     with Image.open(path) as picture:
         assert picture.n_frames == front.FRAMES and picture.info["loop"] == 0
-    if why := front.stale(path.parent):
-        pytest.skip(f"{why}; python -m st2v_lib.notebook.front makes it again")
+    assert not (why := front.stale(path.parent)), f"{why}; python -m st2v_lib.notebook.front makes it again"
+
+
+def test_records_are_of_the_shipped_weights():
+    """New weights make every record stale; each of these commands makes one again."""
+    mark, folder = weights_mark(), RESULTS
+    marks = {f"lab_run --precompute ({name})": r.weights for name, r in lab_record.recorded().items()}
+    marks["notebook.long_record"] = json.loads((folder / "long_record.json").read_text())["weights"]
+    marks["evaluation.floors"] = json.loads((folder / "floors_dev.json").read_text())["weights"]
+    assert not [command for command, found in marks.items() if found != mark]
 
 
 def test_costs_go_into_the_map(tmp_path):
