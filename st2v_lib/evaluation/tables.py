@@ -14,6 +14,7 @@ from st2v_lib.evaluation.results import read_results, values_of
 from st2v_lib.evaluation.statistics import Interval, interval, over_runs, paired_difference, verdict
 
 NOT_RUN = "not run"
+STAND_INS = {"cam": "cam-shipped", "apm_null": "alpha0"}  # of arms that must be trained first
 TRUTH = "rendering"  # the arm that shows the true videos
 FAST_NOTE = (
     "The base model never saw such speeds in training: what goes wrong here is not the memories' fault alone. Even the "
@@ -141,7 +142,7 @@ def table(
     arms: Sequence[str],
     columns: Sequence[Column],
     paper: Mapping[str, str],
-    reference: str | Sequence[str] | None = None,
+    reference: str | None = None,
 ) -> str:
     """Markdown: means with 95 % intervals, the paper's numbers beside; then differences to the reference arm.
 
@@ -153,8 +154,8 @@ def table(
         arms: rows, in order; those that were not run say so, others of the group follow.
         columns: values to show.
         paper: the paper's number of an arm.
-        reference: arm that the others are compared with on the same videos, or several: the first that was run;
-            ``None`` for no second table.
+        reference: arm that the others are compared with on the same videos, or its stand-in from :data:`STAND_INS`
+            where it was not run; ``None`` for no second table.
     """
     arms = [*arms, *(a for a in group.rows if a not in arms)]
     head = _head(columns)
@@ -169,8 +170,7 @@ def table(
         cells = [show(f, c.percent) + _of(f.n, videos) for f, c in zip(found, columns)]
         lines.append([arm, str(videos), seeds_of(runs), *cells, str(paper.get(arm, ""))])
     text = f"### {group.title}\n\n{markdown(head, lines)}\n"
-    reference = (reference,) if isinstance(reference, str) else reference or ()
-    chosen = next((r for r in reference if r in group.rows), None)
+    chosen = reference if reference in group.rows else STAND_INS.get(reference)
     text += differences(group, arms, columns, chosen) if chosen else ""
     if group.fast:
         text += f"\n{FAST_NOTE}\n"
