@@ -20,8 +20,8 @@ ARMS = (
 )  # fmt: skip
 SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
 DRAWINGS = (
-    "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "stability", "fig4", "fig12", "fig14",
-    "table12",
+    "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "table-long", "stability", "fig4",
+    "fig12", "fig14", "table12",
 )  # fmt: skip
 PAPER_ROWS = (
     "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",
