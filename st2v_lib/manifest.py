@@ -99,3 +99,9 @@ def require_intact(folder: str | Path, remedy: str | None = None, digests: bool 
             f"the weights in {folder} are not intact: {'; '.join(problems[:3])}{more}. "
             + (remedy or f"Restore them with: git checkout -- {folder}")
         )
+
+
+def weights_mark(folder: Path | None = None) -> str:
+    """Twelve hex digits that change when any of the kit's weights does."""
+    path = (folder or weights_dir("tiny")) / MANIFEST
+    return sha256(path)[:12] if path.is_file() else ""

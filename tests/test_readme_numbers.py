@@ -21,8 +21,8 @@ from st2v_lib.evaluation import paper  # noqa: E402
 from st2v_lib.evaluation.overview import CLAIMS  # noqa: E402
 from st2v_lib.evaluation.tables import NOT_RUN, groups, judge, plain, show  # noqa: E402
 from st2v_lib.evaluation.training_seeds import signs  # noqa: E402
+from st2v_lib.manifest import weights_mark  # noqa: E402
 from st2v_lib.notebook import front, lab_record, repository  # noqa: E402
-from st2v_lib.notebook.lab_record import weights_mark  # noqa: E402
 
 RESULTS = ROOT / "data" / "results"
 COSTS = RESULTS / "notebook_costs.json"

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from st2v_lib.backbone import decode_latents
 from st2v_lib.evaluation.scoring import PARTS, nanmean, speed
-from st2v_lib.manifest import MANIFEST, data_dir, sha256, weights_dir
+from st2v_lib.manifest import data_dir, weights_mark
 from st2v_lib.metrics.drift import drift
 from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, make_scheduler, randn
 from st2v_lib.streaming import start_stream, stream_chunks
@@ -151,7 +151,7 @@ def main() -> None:
     start, apart = time.time(), not args.streamed_only
     result = evaluate(pipe, args.split, args.prompts, args.streams, args.chunks, args.seed, args.batch, apart)
     result |= {
-        "weights": sha256((args.weights or weights_dir("tiny")) / MANIFEST)[:12],
+        "weights": weights_mark(args.weights),
         "seconds": round(time.time() - start), "torch": torch.__version__.split("+")[0], "device": str(pipe.device),
         "python": platform.python_version(), "config": json.loads(pipe.cfg.to_json()),
     }  # fmt: skip

@@ -20,8 +20,7 @@ import cv2
 import numpy as np
 
 from st2v_lib.errors import OutputError
-from st2v_lib.manifest import data_dir
-from st2v_lib.notebook.lab_record import weights_mark
+from st2v_lib.manifest import data_dir, weights_mark
 from st2v_lib.notebook.show import INK, side_by_side
 from st2v_lib.video_io import to_uint8
 

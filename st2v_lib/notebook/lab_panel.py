@@ -23,9 +23,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from st2v_lib.manifest import weights_mark
 from st2v_lib.notebook import lab_views as views
 from st2v_lib.notebook.lab_controls import Controls
-from st2v_lib.notebook.lab_record import LabResult, recorded, weights_mark
+from st2v_lib.notebook.lab_record import LabResult, recorded
 from st2v_lib.notebook.lab_run import Bench, Tick, load_bench, run_steps, work
 from st2v_lib.notebook.lab_state import LabState, found_weights, notes, problems, snippet
 

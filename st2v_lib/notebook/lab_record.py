@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from st2v_lib.errors import OutputError
-from st2v_lib.manifest import MANIFEST, data_dir, sha256, weights_dir
+from st2v_lib.manifest import data_dir
 from st2v_lib.notebook.lab_state import Arm, LabState
 
 QUALITY = 80  # of the pictures
@@ -46,12 +46,6 @@ class LabResult:
     def differences(self) -> dict[str, float]:
         """Ablated less baseline, for each metric."""
         return {name: self.metrics["ablated"][name] - value for name, value in self.metrics["baseline"].items()}
-
-
-def weights_mark(folder: Path | None = None) -> str:
-    """Twelve hex digits that change when any of the kit's weights does."""
-    path = (folder or weights_dir("tiny")) / MANIFEST
-    return sha256(path)[:12] if path.is_file() else ""
 
 
 def save(result: LabResult, folder: Path, name: str) -> None:

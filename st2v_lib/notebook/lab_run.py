@@ -24,10 +24,10 @@ from torch import Tensor
 from st2v_lib.backbone import decode_latents, encode_frames
 from st2v_lib.blending import chunk_starts, stage_key
 from st2v_lib.enhancer import unet_denoiser, upscale
-from st2v_lib.manifest import data_dir
+from st2v_lib.manifest import data_dir, weights_mark
 from st2v_lib.notebook.lab_batch import ArmChunk, enhance_steps, joint_chunk
 from st2v_lib.notebook.lab_bench import Bench, enhancer_config, load_bench, models_of, sampling_of, scene_of, start_of
-from st2v_lib.notebook.lab_record import LabResult, recorded, save, weights_mark
+from st2v_lib.notebook.lab_record import LabResult, recorded, save
 from st2v_lib.notebook.lab_score import score
 from st2v_lib.notebook.lab_state import CHUNK, Arm, LabState, check, notes
 from st2v_lib.pipeline import ENHANCER_COST

@@ -24,8 +24,7 @@ import numpy as np
 
 from st2v_lib.drift_watch import chunk_look
 from st2v_lib.errors import OutputError
-from st2v_lib.manifest import data_dir
-from st2v_lib.notebook.lab_record import weights_mark
+from st2v_lib.manifest import data_dir, weights_mark
 from st2v_lib.video_io import to_uint8
 
 PROMPT, SEED = "a red circle bounces over green stripes", 0
