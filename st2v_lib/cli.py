@@ -18,7 +18,10 @@ PHASES = ("vae", "clip", "reader", "image", "base", "cam", "apm", "enhancer", "a
 ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
 )  # fmt: skip
-SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
+SUITES = (
+    "first-chunk", "long", "guidance", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep",
+    "blending-levels",
+)  # fmt: skip
 DRAWINGS = (
     "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "table-long", "stability", "fig4",
     "fig12", "fig14", "table12",

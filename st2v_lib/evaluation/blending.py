@@ -37,6 +37,12 @@ SWEEP_ARMS = (
     *(Arm(f"overlap{o}", enhancer={"overlap_frames": o}) for o in (0, 2, 4, 12)),
 )
 
+LEVEL_ARMS = tuple(  # where the enhancer makes up more, chunks have more to disagree about; the paper starts at 599
+    Arm(f"{name}@{t}", enhancer={"blend_law": law, "start_timestep": t})
+    for t in (300, 599)
+    for name, law in LAWS.items()
+)
+
 
 @torch.no_grad()
 def run(bench: Bench, cases: list[Case], seeds: list[int]) -> list[Scored]:
@@ -157,3 +163,7 @@ SUITE = Suite(
 SWEEP_SUITE = dataclasses.replace(
     SUITE, name="blending-sweep", about="start level, chunk and overlap of the enhancer", arms=SWEEP_ARMS
 )
+LEVELS_SUITE = dataclasses.replace(
+    SUITE, name="blending-levels", about="the laws again, where the enhancer starts from more noise", arms=LEVEL_ARMS,
+    videos=12,
+)  # fmt: skip

@@ -12,8 +12,8 @@ from st2v_lib.evaluation.suite import Arm, Options, Suite, trained_arm, without_
 SUITES: dict[str, Suite] = {
     s.name: s
     for s in (
-        first_chunk.SUITE, long.SUITE, cam.SUITE, cam.CONDITION_SUITE, apm.SUITE, apm.ANCHOR_SUITE, blending.SUITE,
-        blending.SWEEP_SUITE,
+        first_chunk.SUITE, long.SUITE, long.GUIDANCE_SUITE, cam.SUITE, cam.CONDITION_SUITE, apm.SUITE,
+        apm.ANCHOR_SUITE, blending.SUITE, blending.SWEEP_SUITE, blending.LEVELS_SUITE,
     )
 }  # fmt: skip
 

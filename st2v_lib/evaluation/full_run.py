@@ -69,6 +69,7 @@ def evaluation(weights: Path, arms: Path, results: Path | None, split: str, scal
         suite("first-chunk", 300),
         suite("long", 64),
         suite("long", 12, "--frames", "1200", "--only", *LONGEST),
+        suite("guidance", 12),
         suite("cam", 48, "--arms", *memories),
         suite("cam", 24, "--sprites", "2", "--arms", *full),
         suite("cam", 24, "--speed", "fast", "--arms", *full),
@@ -77,6 +78,7 @@ def evaluation(weights: Path, arms: Path, results: Path | None, split: str, scal
         suite("apm-anchors", 50),
         suite("blending", 24),
         suite("blending-sweep", 12),
+        suite("blending-levels", 12),
     ]
 
 

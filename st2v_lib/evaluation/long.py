@@ -6,6 +6,8 @@ where errors may add up; independent chunks; and true renderings of the same len
 
 from __future__ import annotations
 
+import dataclasses
+
 from st2v_lib.evaluation.cases import Case, any_case
 from st2v_lib.evaluation.generate import base_chunks, continue_videos
 from st2v_lib.evaluation.scoring import (
@@ -26,6 +28,7 @@ ARMS = (
     Arm("full"), Arm("rendering", how={"source": "rendering"}), Arm("no_apm", {"apm": None}),
     Arm("last_frame_clip", {"anchor": "last"}), Arm("none", {"conditioning": "none", "apm": None}),
 )  # fmt: skip
+GUIDANCE_ARMS = tuple(Arm(f"guidance{g:g}", sampling={"guidance_scale": g}) for g in (1.0, 1.5, 2.0, 3.0, 5.0, 7.5))
 PREFIXES = (120, 140, 160, 180, 200, 220, 240, 480, 720, 960, 1200)  # frames; the first six are the paper's
 WINDOW = 16
 
@@ -83,4 +86,8 @@ SUITE = Suite(
     "long", "240 or 1200 frames from prompts: captions at the end, permanence, drift, motion kept", ARMS, case, run,
     lambda options, frames, cfg: 1 + stage_2_calls(options, frames, cfg), videos=64, frames=240, batch=4,
     trained=("apm",),
+)  # fmt: skip
+GUIDANCE_SUITE = dataclasses.replace(
+    SUITE, name="guidance", about="how much the prompt weighs: what a small model gains by it and where it burns",
+    arms=GUIDANCE_ARMS, videos=12, frames=120, trained=(),
 )  # fmt: skip

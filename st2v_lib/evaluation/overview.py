@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from st2v_lib.cli import SUITES
 from st2v_lib.evaluation import paper
 from st2v_lib.evaluation.results import read_results
 from st2v_lib.evaluation.tables import NOT_RUN, arm_of, groups, judge, markdown, plain, show
 from st2v_lib.evaluation.training_seeds import signs
 
-SUITES = ("first-chunk", "long", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep")
 CLAIMS = (  # where in the paper, suite, claims
     ("Tab. 1", "long", paper.TABLE1_CLAIMS["long"]),
     ("Tab. 1", "cam", paper.TABLE1_CLAIMS["cam"]),
     ("CAM, §5.3", "cam", paper.CLAIMS["table-cam"]),
     ("APM, §5.3", "apm", paper.CLAIMS["table-apm"]),
     ("blending, §5.3", "blending", paper.CLAIMS["table-blending"]),
+    ("blending, §5.3", "blending-levels", paper.CLAIMS["blending-levels"]),
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from st2v_lib.errors import OutputError
 from st2v_lib.evaluation import figures, floors_table, paper
+from st2v_lib.evaluation.blending import LEVEL_ARMS
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
 from st2v_lib.evaluation.table1 import table1
@@ -54,7 +55,8 @@ BLENDING_COLUMNS = (
     Column("flow_deviation", "flow deviation, px", -1), Column("flow_deviation_over_true", "less the true one"),
     Column("psnr", "PSNR, dB", 1), Column("fine_energy", "fine energy over true"),
     Column("detail_correlation", "detail like the truth", 1), Column("chunk_agreement", "chunks agree", 1),
-    Column("high_pass_correlation", "detail travels", 1), Column("high_pass_difference", "in overlaps less elsewhere"),
+    Column("flow_error", "flow off the true one, px", -1), Column("high_pass_correlation", "detail travels", 1),
+    Column("high_pass_difference", "in overlaps less elsewhere"),
 )  # fmt: skip
 
 
@@ -115,7 +117,8 @@ def table_apm(results: Path, split: str, out: Path) -> str:
 
 def table_long(results: Path, split: str, out: Path) -> str:
     """What is left at the end of long videos and what drifts, paired to both memories (paper §5.1, appendix)."""
-    return tables_of("table-long", {"long": (LONG_ARMS, "full")}, LONG_COLUMNS, {}, results, split)
+    suites = {"long": (LONG_ARMS, "full"), "guidance": ((), "guidance3")}
+    return tables_of("table-long", suites, LONG_COLUMNS, {}, results, split)
 
 
 def table_blending(results: Path, split: str, out: Path) -> str:
@@ -124,6 +127,7 @@ def table_blending(results: Path, split: str, out: Path) -> str:
     suites = {
         "blending": (("bicubic", "vae_of_truth", "B", "B+S", "code", "paper"), "code"),
         "blending-sweep": ((), None),
+        "blending-levels": (tuple(a.name for a in LEVEL_ARMS), None),
     }
     return tables_of("table-blending", suites, BLENDING_COLUMNS, beside, results, split)
 

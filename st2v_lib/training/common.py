@@ -207,7 +207,9 @@ def fit(
         _log(run_dir / "log.csv", step, seconds_before + time.time() - start, logged, acc)
         bar.set_postfix({k: f"{v:.4f}" for k, v in logged.items()} | {"step": step})
 
-    bar = tqdm(total=round(cfg.minutes * 60), desc=cfg.name, unit="s", disable=not acc.is_main_process)
+    goal, unit = (cfg.total_steps, "step") if cfg.total_steps is not None else (round(cfg.minutes * 60), "s")
+    bar = tqdm(total=goal, desc=cfg.name, unit=unit, initial=first_step if unit == "step" else 0,
+               disable=not acc.is_main_process)  # fmt: skip
     while True:
         elapsed = time.time() - start
         share = late = elapsed / (cfg.minutes * 60)
@@ -243,7 +245,7 @@ def fit(
         if now - last_save > cfg.save_seconds:
             save()
             last_save = now
-        bar.update(min(round(now - start), bar.total) - bar.n)
+        bar.update((step if unit == "step" else min(round(now - start), goal)) - bar.n)
     if sums:  # of the steps since the last line
         log()
     bar.close()
