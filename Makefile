@@ -61,7 +61,7 @@ demo: $(READY)
 # Both parts always run; the target fails when either fails. pytest's exit code 5 means "no test collected".
 test: $(READY)
 	@exec </dev/null; mkdir -p "$(HOME_DIR)"; status=0; \
-	$(OFFLINE) $(PY) -m pytest tests || status=1; \
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile tests || status=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then \
 	  $(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks \
 	    || [ $$? -eq 5 ] || status=1; \
@@ -73,7 +73,8 @@ test: $(READY)
 lab: $(READY)
 	$(LOCAL) $(PY) -m jupyterlab notebooks
 
-# Executes every notebook in place (a failing one keeps its old outputs), then builds HTML into build/html.
+# Executes every notebook in place (a failing one keeps its old outputs), stamps it, then builds HTML into build/html.
+# One alone: make notebooks NOTEBOOKS=notebooks/06_metrics.ipynb
 notebooks: $(READY)
 	@exec </dev/null; set -e; \
 	if [ -z "$(NOTEBOOKS)" ]; then echo "notebooks/ holds no notebook yet"; exit 0; fi; \
@@ -81,6 +82,7 @@ notebooks: $(READY)
 	  $(OFFLINE) $(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	    --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
 	    --ExecutePreprocessor.store_widget_state=False "$$n"; \
+	  $(OFFLINE) $(PY) -m st2v_lib.notebook.stamp "$$n"; \
 	  out="build/html/$$(dirname "$${n#notebooks/}")"; mkdir -p "$$out"; \
 	  $(OFFLINE) $(PY) -m nbconvert --to html --output-dir "$$out" "$$n"; \
 	done

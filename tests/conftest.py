@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Under ``-n K`` each worker, and what it starts, gets its share of the cores."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")
