@@ -23,8 +23,8 @@ SUITES = (
     "blending-levels",
 )  # fmt: skip
 DRAWINGS = (
-    "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "table-long", "stability", "fig4",
-    "fig12", "fig14", "table12",
+    "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "table-long", "motion",
+    "stability", "fig4", "fig12", "fig14", "table12",
 )  # fmt: skip
 PAPER_ROWS = (
     "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",

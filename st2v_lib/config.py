@@ -167,6 +167,7 @@ class StreamingT2VConfig:
         conditioning: short-term mechanism: ``"cam"``, ``"none"``, ``"concat_cond"``, ``"add_cond"`` …
         apm: ``None`` switches the long-term memory off.
         anchor: what it keeps to: the ``"first"`` frame of all, or, as rivals do, the ``"last"`` before each chunk.
+        null_pixel: value of the image that stands for no anchor: 0, mid-grey, as released; -1, black, as in the paper.
     """
 
     name: str = "modelscope"
@@ -175,6 +176,7 @@ class StreamingT2VConfig:
     fps: int = 8
     conditioning: str = "cam"
     anchor: str = "first"
+    null_pixel: float = 0.0
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     cam: CamConfig | None = field(default_factory=CamConfig)

@@ -352,7 +352,8 @@ class StreamingT2VPipeline(DiffusionPipeline):
         apm = self.apm if self.cfg.apm is not None else None
         follow = anchor_on_last_frame if self.cfg.anchor == "last" else None
         scheduler, device = scheduler or self.scheduler, self._execution_device
-        return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow)
+        null = self.cfg.null_pixel
+        return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow, null)
 
     @contextlib.contextmanager
     def bar(self, progress: bool | tqdm = True, total: int | None = None) -> Iterator[tqdm]:

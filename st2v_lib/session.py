@@ -586,7 +586,7 @@ class Session:
 
     def _refuse_config(self) -> None:
         here = self.pipe.cfg.replace(sampling=self.cfg.sampling)
-        if config_hash(here) != self.header["config_sha256"]:
+        if here != self.cfg:  # by value: a session may be older than a field
             mine, its = (json.loads(cfg.to_json()) for cfg in (here, self.cfg))
             names = ", ".join(name for name in its if its[name] != mine.get(name))
             raise SessionError(f"{self.folder}: made with another config, it differs in {names}")

@@ -39,6 +39,7 @@ class Models:
         encode_image: frames ``b n 3 h w`` in [-1, 1] to CLIP embeddings ``b n e``; needed with ``apm``.
         device: where to compute; ``None`` for where the UNet is, which is elsewhere while it is off-loaded.
         follow: changes the state after each chunk (``baselines.last_frame_clip``); ``None`` leaves it.
+        null_pixel: value of the image that stands for no anchor.
     """
 
     unet: StreamingUNet
@@ -49,6 +50,7 @@ class Models:
     encode_image: Callable[[Tensor], Tensor] | None = None
     device: torch.device | None = None
     follow: Callable[[Models, StreamState], StreamState] | None = None
+    null_pixel: float = 0.0
 
     def attach(self) -> None:
         """Wires CAM and APM into the UNet; cheap, and done before each chunk, so models may share a UNet."""
@@ -67,7 +69,7 @@ class StreamState:
         chunk_index: the next chunk; 1 follows the first chunk.
         chunk_frames: frames denoised together.
         cond: the last decoded frames, ``b n 3 h w`` in [-1, 1].
-        anchor, null_anchor: APM's tokens ``b k d`` of the anchor frame and of a grey image.
+        anchor, null_anchor: APM's tokens ``b k d`` of the anchor frame and of the null image, grey by default.
     """
 
     seed: int
@@ -117,8 +119,9 @@ def start_stream(
         if models.encode_image is None:
             raise ValueError("models with apm need encode_image")
         frames = first_chunk[:, :1] if anchor is None else check_video(anchor, "anchor").to(device)
+        null = torch.full_like(frames, models.null_pixel)
         tokens, null_tokens = (
-            models.apm(models.encode_image(f).to(device, models.apm.dtype)) for f in (frames, torch.zeros_like(frames))
+            models.apm(models.encode_image(f).to(device, models.apm.dtype)) for f in (frames, null)
         )
     return StreamState(seed, 1, length, _own(first_chunk[:, -n:]), tokens, null_tokens)
 

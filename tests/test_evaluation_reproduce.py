@@ -215,9 +215,18 @@ def test_pictures_and_curves_are_drawn(tmp_path):
     assert "not run: B+S" in text and (out / "fig4.png").stat().st_size > 5000
 
 
+def test_motion_stands_beside_the_seams(results, tmp_path):
+    write(results, "cam", "rendering", {"seam_bend": [0.1] * 20, "motion_over_true": [1.0] * 20})
+    text = figures.motion(results, "test", tmp_path)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert {"none", "cam", "add_cond", "rendering"} <= set(rows) and "1.00 [1.00, 1.00]" in rows["rendering"]
+    assert "–" in rows["none"], "an arm without the value says so"
+    assert (tmp_path / "motion-0.png").stat().st_size > 5000
+
+
 def test_the_command_line_names_what_exists(tmp_path, capsys):
     assert set(cli.SUITES) == set(SUITES)
-    assert {*cli.DRAWINGS, "table-long"} == set(reproduce.DRAW)
+    assert set(cli.DRAWINGS) == set(reproduce.DRAW)
     (tmp_path / "file").write_text("")
     assert cli.main(["reproduce", "fig4", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -87,6 +87,31 @@ def _plot(curves: dict[str, Curve], title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def motion(results: Path, split: str, out: Path) -> str:
+    """Motion against the bend at seams, an arm a point: a memory may buy smooth joints by moving less."""
+    parts = ["## motion\n"]
+    found = plain(groups(results, "cam", split))
+    if not found:
+        return "\n".join([*parts, not_run("cam", split)])
+    for k, group in enumerate(found):
+        figure, axes = _figure(1, 1, 5.5, 3.6)
+        rows = []
+        for arm in group.rows:
+            bend, moved = (interval(list(group.values(arm, v).values())) for v in ("seam_bend", "motion_over_true"))
+            rows.append([arm, show(bend), show(moved)])
+            error = [[[abs(f.mean - f.low)], [abs(f.high - f.mean)]] for f in (bend, moved)]
+            axes[0][0].errorbar(bend.mean, moved.mean, xerr=error[0], yerr=error[1], fmt="o", ms=4, lw=0.8, label=arm)
+        axes[0][0].axhline(1, color="black", lw=0.6)
+        axes[0][0].set(xlabel="bend at seams, px", ylabel="motion over the true one", title=group.title)
+        axes[0][0].title.set_fontsize(8)
+        axes[0][0].legend(fontsize=7)
+        name = f"motion-{k}.png"
+        figure.savefig(out / name, dpi=110)
+        head = ["arm", "bend at seams, px ↓", "motion over the true one"]
+        parts += [f"![{group.title}]({name})\n", markdown(head, rows) + "\n"]
+    return "\n".join(parts)
+
+
 def fig4(results: Path, split: str, out: Path) -> str:
     """x-t slices of naive concatenation, shared noise and randomized blending, beside the truth."""
     rows = {"truth": ("code", "xt_truth"), "B": ("B", "xt"), "B+S": ("B+S", "xt"), "randomized": ("code", "xt")}

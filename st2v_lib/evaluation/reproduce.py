@@ -135,6 +135,6 @@ def table_blending(results: Path, split: str, out: Path) -> str:
 DRAW: dict[str, Callable[[Path, str, Path], str]] = {
     "overview": overview, "floors": floors_table.floors, "table1": table1, "table-cam": table_cam,
     "table-apm": table_apm, "table-blending": table_blending, "table-long": table_long,
-    "stability": figures.stability, "fig4": figures.fig4, "fig12": figures.fig12, "fig14": figures.fig14,
-    "table12": table12,
+    "motion": figures.motion, "stability": figures.stability, "fig4": figures.fig4, "fig12": figures.fig12,
+    "fig14": figures.fig14, "table12": table12,
 }  # fmt: skip

@@ -1,8 +1,10 @@
 """Long videos of the shipped weights, recorded: a few of their pictures, and how each chunk looks beside the first.
 
-    python -m st2v_lib.notebook.long_record
+    python -m st2v_lib.notebook.long_record                          # all arms
+    python -m st2v_lib.notebook.long_record --only "last frame"      # one arm, into the record that is there
 
-Stage 2 alone, one prompt, one seed. ``full`` is the whole method, 1200 frames; ``without APM`` has only the short-term
+Stage 2 alone, one prompt, one seed. ``full`` is the whole method, and in ``last frame`` APM keeps to the last frame made
+in place of the first of all, so that errors may add up: 1200 frames each. ``without APM`` has only the short-term
 memory, ``independent`` has neither, 240 frames each. Frames are measured and dropped as they come, so memory does not
 grow. ``data/results/long_record.json`` has the numbers, ``long_record.webp`` the pictures, eight in a row, arm after
 arm. One video of each arm is an illustration, not a statistic.
@@ -17,6 +19,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +33,24 @@ from st2v_lib.video_io import to_uint8
 PROMPT, SEED = "a red circle bounces over green stripes", 0
 ARMS: dict[str, dict[str, Any]] = {  # what each changes in the config
     "full": {},
+    "last frame": {"anchor": "last"},
     "without APM": {"apm": None},
     "independent": {"apm": None, "conditioning": "none"},
 }
-FRAMES, OTHERS, EVERY = 1200, 240, 75  # of full, of the others, from one picture to the next
+LONG = ("full", "last frame")  # arms of full length
+FRAMES, OTHERS, EVERY = 1200, 240, 75  # of the long arms, of the others, from one picture to the next
 COLUMNS, MAX_BYTES = 8, 120_000
 
 
-def run(frames: int = FRAMES, others: int = OTHERS, every: int = EVERY) -> tuple[dict, dict[str, np.ndarray]]:
+def run(
+    frames: int = FRAMES, others: int = OTHERS, every: int = EVERY, only: Collection[str] = tuple(ARMS)
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Makes and measures the videos.
 
     Args:
-        frames, others: lengths of ``full`` and of the other arms, which are never longer than ``full``.
+        frames, others: lengths of the long arms and of the other ones, which are never longer.
         every: frames from one picture that is kept to the next.
+        only: names of the arms to make.
 
     Returns:
         The record, and the pictures of each arm, ``uint8 f h w 3``.
@@ -54,9 +62,9 @@ def run(frames: int = FRAMES, others: int = OTHERS, every: int = EVERY) -> tuple
 
     pipe = st2v_lib.load("tiny")
     whole, began, arms, pictures = pipe.cfg, time.perf_counter(), {}, {}
-    for name, changes in ARMS.items():
-        pipe.cfg = whole.replace(**changes)
-        length = frames if name == "full" else min(frames, others)
+    for name in (name for name in ARMS if name in only):
+        pipe.cfg = whole.replace(**ARMS[name])
+        length = frames if name in LONG else min(frames, others)
         arms[name], pictures[name] = _arm(pipe, length, every)
         print(f"{time.perf_counter() - began:6.0f} s  {name}: {length} frames", flush=True)
     record = {
@@ -152,6 +160,33 @@ def read(folder: Path | None = None) -> tuple[dict, dict[str, np.ndarray]]:
     return record, pictures
 
 
+def may_grow(record: dict, every: int = EVERY) -> None:
+    """Whether an arm that is made now belongs beside those of a record.
+
+    Raises:
+        OutputError: the record is of other weights, of another config or prompt, or has its pictures elsewhere.
+    """
+    from st2v_lib.loading import load
+
+    now = {"weights": weights_mark(), "config": dataclasses.asdict(load("tiny").cfg), "prompt": PROMPT, "seed": SEED}
+    now = json.loads(json.dumps(_rounded({**now, "every": every})))
+    if other := [name for name, value in now.items() if record.get(name) != value]:
+        raise OutputError(
+            f"the record has another value of {', '.join(other)}: no arm can be added to it; "
+            "make all arms again: python -m st2v_lib.notebook.long_record"
+        )
+
+
+def added(old: tuple[dict, dict], new: tuple[dict, dict]) -> tuple[dict, dict[str, np.ndarray]]:
+    """A record and its pictures with the arms of another one; an arm that both have is the new one's."""
+    fresh = {name: {**arm, "versions": new[0]["versions"]} for name, arm in new[0]["arms"].items()}
+    arms, pictures = old[0]["arms"] | fresh, old[1] | new[1]
+    order = sorted(arms, key=[*ARMS, *arms].index)
+    seconds = sum(arms[name]["seconds"] for name in order)
+    record = {**old[0], "changes": new[0]["changes"], "seconds": seconds, "arms": {name: arms[name] for name in order}}
+    return record, {name: pictures[name] for name in order}
+
+
 def label(record: dict) -> str:
     """A line for the head of a figure: that it is recorded, of what, and whether of the weights that lie here now."""
     fresh = record["weights"] == weights_mark()
@@ -162,12 +197,18 @@ def label(record: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=FRAMES, help=f"length of the full method's video ({FRAMES})")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"length of the long arms' videos ({FRAMES})")
     parser.add_argument("--others", type=int, default=OTHERS, help=f"length of the other arms' ({OTHERS})")
     parser.add_argument("--every", type=int, default=EVERY, help=f"frames from one picture to the next ({EVERY})")
+    parser.add_argument(
+        "--only", nargs="+", choices=ARMS, help="make these arms and add them to the record that is there"
+    )
     parser.add_argument("--out", type=Path, default=data_dir() / "results", help="folder (default: the kit's results)")
     args = parser.parse_args(arguments)
-    record, pictures = run(args.frames, args.others, args.every)
+    if args.only:
+        may_grow(read(args.out)[0], args.every)
+    made = run(args.frames, args.others, args.every, args.only or tuple(ARMS))
+    record, pictures = added(read(args.out), made) if args.only else made
     write(args.out, record, pictures)
     print(f"{args.out / 'long_record.json'}: {label(record)}")
     return 0

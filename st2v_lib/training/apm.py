@@ -106,7 +106,7 @@ def make_batch(
             if u < DROP_TEXT + DROP_BOTH:
                 ids[i] = empty
             if null_anchor or DROP_TEXT <= u < DROP_TEXT + DROP_BOTH + DROP_ANCHOR:
-                anchor[i] = 0.0
+                anchor[i] = cfg.null_pixel
         return {"latents": latents, "mask": mask, "cond": cond, "anchor": anchor, "ids": ids}
 
     return batch

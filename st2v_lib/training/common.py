@@ -28,6 +28,7 @@ from st2v_lib.errors import OutputError
 from st2v_lib.training.graphed import GraphedPass
 
 WARMUP_SHARE = 0.05
+SAVE_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class FitConfig:
 
     With ``total_steps``, resumed ones included, it follows the steps, ``minutes`` only ends this run, and at most
     :data:`WARMUP_SHARE` of the steps are warm-up. ``graphed`` records the step as a CUDA graph, where there is CUDA.
+    ``ema_decay`` 0 leaves the last weights in place of an average. Saving takes at most :data:`SAVE_SHARE` of the time,
+    so where a state is large it comes less often than every ``save_seconds``.
     """
 
     name: str
@@ -140,7 +143,7 @@ def fit(
     acc: Accelerator,
     groups: list[dict[str, Any]] | None = None,
 ) -> dict[str, float]:
-    """Trains the trainable parameters of ``step_module`` and leaves their EMA in it. Seeds torch's generators.
+    """Trains the trainable parameters of ``step_module`` and leaves their average in it. Seeds torch's generators.
 
     Args:
         step_module: ``forward(batch) -> (loss, {name: scalar})``; if it has a ``prepare(batch)``, that comes first.
@@ -161,7 +164,8 @@ def fit(
         groups or trainable, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.99), fused=fused
     )
     base_lr = [g["lr"] for g in optimizer.param_groups]
-    ema = EMAModel(trainable, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    averaged = trainable if cfg.ema_decay else []
+    ema = EMAModel(averaged, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     state_file, step, seconds_before = run_dir / "state.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
@@ -172,7 +176,10 @@ def fit(
                 for p, q in zip(trainable, state["model"], strict=True):
                     p.copy_(q)
             optimizer.load_state_dict(state["optimizer"])
-            ema.load_state_dict(state["ema"])
+            if len(state["ema"]["shadow_params"]) == len(averaged):  # else averaging starts or ends here
+                ema.load_state_dict(state["ema"])
+            elif averaged:
+                ema = EMAModel(averaged, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     torch.manual_seed(noise_seed(cfg.seed, acc.process_index, step))
     ema.to(acc.device)
     wrapped, optimizer = acc.prepare(step_module, optimizer)
@@ -233,7 +240,8 @@ def fit(
         acc.clip_grad_norm_(trainable, cfg.clip)
         optimizer.step()
         optimizer.zero_grad()
-        ema.step(trainable)
+        if averaged:
+            ema.step(averaged)
         step += 1
         for k, v in {"loss": loss, **extra}.items():
             total, n = sums.get(k, (0.0, 0))
@@ -250,7 +258,8 @@ def fit(
         log()
     bar.close()
     save()
-    ema.copy_to(trainable)
+    if averaged:
+        ema.copy_to(averaged)
     trained = sum(p.numel() for p in trainable)
     return {**logged, "step": step, "seconds": seconds_before + time.time() - start, "trained_parameters": trained}
 

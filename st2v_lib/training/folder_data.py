@@ -171,7 +171,7 @@ def make_batch(
                 if u < apm.DROP_TEXT + apm.DROP_BOTH:
                     texts[i] = ""
                 if apm.DROP_TEXT <= u < apm.DROP_TEXT + apm.DROP_BOTH + apm.DROP_ANCHOR:
-                    anchor[i] = 0.0
+                    anchor[i] = cfg.null_pixel
             out["anchor"] = anchor
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return out | {"ids": ids}
