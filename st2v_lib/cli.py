@@ -179,6 +179,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile transformer blocks (needs a C++ compiler)")
     parser.add_argument("--graph", action="store_true", help="record the step as a CUDA graph (small models, one GPU)")
+    parser.add_argument("--no-ema", action="store_true", help="write the last weights, not their moving average")
     parser.add_argument("--resume", action="store_true", help="go on from what --out already holds")
     arms = parser.add_argument_group("arms of the fair tests")
     arms.add_argument("--from", dest="source", type=Path, metavar="DIR", help="what they start from (default: shipped)")

@@ -120,9 +120,7 @@ def start_stream(
             raise ValueError("models with apm need encode_image")
         frames = first_chunk[:, :1] if anchor is None else check_video(anchor, "anchor").to(device)
         null = torch.full_like(frames, models.null_pixel)
-        tokens, null_tokens = (
-            models.apm(models.encode_image(f).to(device, models.apm.dtype)) for f in (frames, null)
-        )
+        tokens, null_tokens = (models.apm(models.encode_image(f).to(device, models.apm.dtype)) for f in (frames, null))
     return StreamState(seed, 1, length, _own(first_chunk[:, -n:]), tokens, null_tokens)
 
 

@@ -8,6 +8,7 @@ state to resume from.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--lr-scale is for the phases of the tiny models, not for --data or the arms of the fair tests")
     if args.temporal_lr_scale != 1 and (args.data is not None or args.phase not in ("base", "all")):
         raise UserError("--temporal-lr-scale is for the tiny base alone: st2v train base")
+    if args.no_ema and args.data is None and args.phase not in (*PHASES, "all"):
+        raise UserError("--no-ema is not for the arms of the fair tests, which are trained alike")
     minutes = 9.0 if args.minutes is None else args.minutes
     numbers = {"batch-scale": args.batch_scale, "lr-scale": args.lr_scale, "temporal-lr-scale": args.temporal_lr_scale}
     for name, value in {"minutes": minutes, **numbers}.items():
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         options |= {"compiled": args.compile, "graphed": args.graph, "seed": args.seed, "lr_scale": args.lr_scale}
         if phase == "base":
             options["temporal_lr_scale"] = args.temporal_lr_scale
+        if args.no_ema:
+            options["ema_decay"] = 0.0
         train_phase(phase, cfg, out, budget, acc, resume=args.resume, **options)
     return 0
 
@@ -106,6 +111,7 @@ def train_phase(
     total_steps: int | None = None,
     lr_scale: float = 1.0,
     temporal_lr_scale: float = 1.0,
+    ema_decay: float | None = None,
     **options: object,
 ) -> dict[str, float]:
     """Trains one phase and writes its weights.
@@ -121,9 +127,11 @@ def train_phase(
         seed: of initialisation and data.
         compiled: compile the transformer blocks first (needs a C++ compiler; minutes once, a fifth faster after).
         graphed: record each step as a CUDA graph.
+        total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
         lr_scale: multiplies the phase's learning rate, for weights that are good already; not for the reader.
         temporal_lr_scale: multiplies that of the base's temporal layers once more.
-        total_steps: where the whole run ends, resumed parts included; the learning rate then follows steps, not time.
+        ema_decay: of the average of the weights, which is what is written, in place of the phase's; 0 writes the last
+            weights. Not for the reader.
         **options: a phase's own, e.g. ``null_anchor=True`` for the APM control.
 
     Returns:
@@ -152,8 +160,9 @@ def train_phase(
     step, batches, fit_config, finish, groups = _prepare(phase, cfg, out, minutes, acc, resume, seed, options, *rates)
     if compiled:
         common.compile_blocks(step)
-    ends = {"max_steps": max_steps, "total_steps": total_steps}
-    fit_config = common.FitConfig(**{**vars(fit_config), **ends, "seed": seed, "graphed": graphed})
+    given = {"max_steps": max_steps, "total_steps": total_steps, "seed": seed, "graphed": graphed}
+    given |= {} if ema_decay is None else {"ema_decay": ema_decay}
+    fit_config = dataclasses.replace(fit_config, **given)
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit_config, run_dir, acc, groups)
     if acc.is_main_process:

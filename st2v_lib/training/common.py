@@ -164,9 +164,7 @@ def fit(
         groups or trainable, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.99), fused=fused
     )
     base_lr = [g["lr"] for g in optimizer.param_groups]
-    averaged = trainable if cfg.ema_decay else []
-    ema = EMAModel(averaged, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    state_file, step, seconds_before = run_dir / "state.pt", 0, 0.0
+    state_file, step, seconds_before, average = run_dir / "state.pt", 0, 0.0, None
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         step, seconds_before = state["step"], state["seconds"]
@@ -176,10 +174,11 @@ def fit(
                 for p, q in zip(trainable, state["model"], strict=True):
                     p.copy_(q)
             optimizer.load_state_dict(state["optimizer"])
-            if len(state["ema"]["shadow_params"]) == len(averaged):  # else averaging starts or ends here
-                ema.load_state_dict(state["ema"])
-            elif averaged:
-                ema = EMAModel(averaged, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+            average = state["ema"]
+    averaged = trainable if cfg.ema_decay else []
+    ema = EMAModel(averaged, decay=cfg.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    if average is not None and len(average["shadow_params"]) == len(averaged):  # else averaging starts or ends here
+        ema.load_state_dict(average)
     torch.manual_seed(noise_seed(cfg.seed, acc.process_index, step))
     ema.to(acc.device)
     wrapped, optimizer = acc.prepare(step_module, optimizer)
@@ -197,7 +196,7 @@ def fit(
     if cfg.total_steps is not None:
         warmup = max(1, min(warmup, round(WARMUP_SHARE * cfg.total_steps)))
     start = last_save = last_log = time.time()
-    first_step, sums, logged = step, {}, {}
+    first_step, sums, logged, save_every = step, {}, {}, cfg.save_seconds
 
     def save() -> None:
         if not acc.is_main_process:
@@ -250,9 +249,10 @@ def fit(
         if now - last_log > 10:
             log()
             last_log = now
-        if now - last_save > cfg.save_seconds:
+        if now - last_save > save_every:
             save()
-            last_save = now
+            last_save = time.time()
+            save_every = max(cfg.save_seconds, (last_save - now) / SAVE_SHARE)
         bar.update((step if unit == "step" else min(round(now - start), goal)) - bar.n)
     if sums:  # of the steps since the last line
         log()

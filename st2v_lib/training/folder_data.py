@@ -193,7 +193,7 @@ def run(args: argparse.Namespace, cfg: StreamingT2VConfig, acc: Accelerator) -> 
     batch_size = max(1, round(args.batch_scale * (cam.BATCH if cfg.name == "tiny" else 1)))
     train(
         args.phase, cfg, args.data, out, acc, minutes, batch_size, source=args.source, resume=args.resume,
-        seed=args.seed,
+        seed=args.seed, ema_decay=0.0 if args.no_ema else common.FitConfig.ema_decay,
     )  # fmt: skip
     return 0
 
@@ -213,6 +213,7 @@ def train(
     fps: float | None = None,
     checkpointing: bool | None = None,
     train_unet: bool = False,
+    ema_decay: float = common.FitConfig.ema_decay,
 ) -> dict[str, float]:
     """Trains CAM (phase 1) or CAM and APM (phase 2) on a folder and writes them to ``out``, as fp16 safetensors.
 
@@ -232,6 +233,7 @@ def train(
         fps: frames a second of training (default: the preset's; the paper's was 3).
         checkpointing: compute activations again in the backward pass (default: at full size).
         train_unet: in phase 2, train what the paper trains: the main UNet too, but for its temporal layers.
+        ema_decay: of the average of the weights, which is what is written; 0: the last weights.
 
     Raises:
         InputError: listing what is wrong with the folder, before any weight is loaded.
@@ -271,7 +273,7 @@ def train(
         checkpoint_blocks(unet)
         checkpoint_blocks(memory)
     batches = make_batch(phase, cfg, vae, tokenizer, clips, frames, batch_size, seed)
-    fit = common.FitConfig(phase, minutes, lr=LR, decay=1e-6, max_steps=max_steps, seed=seed)
+    fit = common.FitConfig(phase, minutes, lr=LR, decay=1e-6, ema_decay=ema_decay, max_steps=max_steps, seed=seed)
     with diffusion.fast_attention(acc.device):
         result = common.fit(step, batches, fit, state / phase, acc, groups)
     if acc.is_main_process:

@@ -15,6 +15,7 @@ import torch
 
 from st2v_lib import session as module
 from st2v_lib.backbone import make_unet
+from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import InputError, OutputError, UserError, WeightsError
 from st2v_lib.loading import load
 from st2v_lib.sampling import StepState
@@ -243,6 +244,11 @@ def test_another_config_or_other_weights_are_refused(pipe, stopped, tmp_path):
             Session.open(stopped, pipe)
         pipe.cfg = kept.replace(sampling=dataclasses.replace(kept.sampling, num_inference_steps=5))
         assert Session.open(stopped, pipe).cfg.sampling.num_inference_steps == 2, "a session keeps its sampling"
+        old = Session.open(stopped, pipe)  # as of a version whose config had fewer fields
+        del old.header["config"]["null_pixel"]
+        old.header["config_sha256"] = "of fewer fields"
+        old.cfg = StreamingT2VConfig.from_json(json.dumps(old.header["config"]))
+        old._refuse_config()
     finally:
         pipe.cfg = kept
     others = load("tiny", "cpu", write_micro(tmp_path / "data", seed=1) / "weights" / "tiny")

@@ -110,6 +110,9 @@ def test_roles_of_frames(folder, tmp_path, monkeypatch, phase):
         distance = denoised[kept, 0] - index(batch["anchor"][kept, 0, 0, 0])
         assert 0 < (~kept).sum() < 20 and distance.min() >= 1 and distance.max() <= 16
         assert distance.unique().numel() > 8, "anywhere in the chunk before"
+        black = TINY.replace(null_pixel=-1.0)
+        make = folder_data.make_batch(phase, black, make_vae(TINY.vae), make_tokenizer(), clips, frames, 64)
+        assert torch.equal((make(0, 0)["anchor"] == -1).flatten(1).all(1), ~kept)
 
 
 def test_half_of_condition_and_anchor_come_noisy_from_the_vae(folder, monkeypatch):

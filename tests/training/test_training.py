@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,58 @@ def test_a_short_run_is_not_all_warm_up(tmp_path, acc, monkeypatch):
         cfg = common.FitConfig("line", 5, lr=1.0, max_steps=4, total_steps=total)
         common.fit(Line(), line_batch, cfg, tmp_path / str(total), acc)
         assert rates[:2] == pytest.approx([min(1, (k + 1) / warmup) for k in range(2)])
+
+
+def test_saving_takes_a_small_share_of_the_time_however_large_the_state(tmp_path, acc, monkeypatch):
+    """A clock that each step moves by a second and each save by ``slow`` seconds."""
+    now, saved, save = [0.0], [], common.save_atomically
+    monkeypatch.setattr(common, "time", types.SimpleNamespace(time=lambda: now[0]))
+
+    class Timed(Line):
+        def forward(self, batch):
+            now[0] += 1
+            return super().forward(batch)
+
+    for slow, most in ((0.05, 5), (2.0, 100)):
+        saved.clear()
+
+        def slowly(path, write, slow=slow):
+            saved.append(now[0])
+            save(path, write)
+            now[0] += slow
+
+        monkeypatch.setattr(common, "save_atomically", slowly)
+        cfg = common.FitConfig("line", minutes=1e4, save_seconds=4, max_steps=400)
+        common.fit(Timed(), line_batch, cfg, tmp_path / str(slow), acc)
+        gaps = [b - a - slow for a, b in zip(saved[:-1], saved[1:-1])]  # the last save is the end's
+        assert len(gaps) >= 2 and all(gap == pytest.approx(most, abs=1.5) for gap in gaps)
+        assert saved[-1] + slow == now[0] and slow * (len(saved) - 2) <= common.SAVE_SHARE * 400
+
+
+def test_an_average_of_the_weights_is_left_unless_it_is_switched_off(tmp_path, acc):
+    def run(folder, decay, steps):
+        line, cfg = Line(), common.FitConfig("line", 5, lr=0.1, warmup_steps=1, max_steps=steps, ema_decay=decay)
+        common.fit(line, line_batch, cfg, tmp_path / folder, acc)
+        state = torch.load(tmp_path / folder / "state.pt", weights_only=True)
+        return line.w.detach(), state["model"][0], state["ema"]["shadow_params"]
+
+    averaged, last, shadow = run("run", 0.9, 20)
+    assert averaged.equal(shadow[0]) and not averaged.equal(last)
+    plain, last_too, shadow = run("plain", 0.0, 20)
+    assert plain.equal(last_too) and last_too.equal(last) and shadow == []
+    for folder, decay in (("run", 0.0), ("plain", 0.9)):  # switched over in the middle
+        given, last, shadow = run(folder, decay, 1)
+        assert given.equal(shadow[0] if decay else last) and abs(given - last) < 0.2
+
+
+def test_no_ema_reaches_every_phase_but_the_arms(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "train_phase", lambda phase, *_, **options: asked.append(options.get("ema_decay")))
+    for extra in ([], ["--no-ema"]):
+        assert command_line.main(["train", "base", "--device", "cpu", "--out", str(tmp_path / "w"), *extra]) == 0
+    assert asked == [None, 0.0]
+    assert command_line.main(["train", "add_cond", "--device", "cpu", "--no-ema"]) == 2
+    assert "arms of the fair tests" in capsys.readouterr().err
 
 
 def test_arms_tell_whether_they_were_resumed(tmp_path, small, random_weights, acc):

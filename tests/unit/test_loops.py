@@ -271,6 +271,15 @@ def test_stream_resumes_branches_and_does_not_depend_on_length(models, tmp_path)
     assert torch.equal(other[0][0], two[0][0]) and not torch.equal(other[1][0], two[1][0])
 
 
+def test_the_null_image_is_grey_as_released_or_black_as_in_the_paper(models):
+    for value in (0.0, -1.0):
+        state = start_stream(dataclasses.replace(models, null_pixel=value), video(), seed=5)
+        expected = models.apm(models.encode_image(torch.full((1, 1, 3, 64, 64), value)))
+        assert torch.equal(state.null_anchor, expected)
+        assert torch.equal(state.anchor, start_stream(models, video(), seed=5).anchor)
+    assert TINY.null_pixel == MODELSCOPE.null_pixel == models.null_pixel == 0
+
+
 def test_memories_can_be_left_out(models):
     bare = dataclasses.replace(models, cam=None, apm=None, encode_image=None)
     state = start_stream(bare, video(), seed=5)
