@@ -3,8 +3,8 @@
     python -m st2v_lib.notebook.long_record                          # all arms
     python -m st2v_lib.notebook.long_record --only "last frame"      # one arm, into the record that is there
 
-Stage 2 alone, one prompt, one seed. ``full`` is the whole method, and in ``last frame`` APM keeps to the last frame made
-in place of the first of all, so that errors may add up: 1200 frames each. ``without APM`` has only the short-term
+Stage 2 alone, one prompt, one seed. ``full`` is the whole method, and in ``last frame`` APM keeps to the last frame
+made, not to the first of all, so that errors may add up: 1200 frames each. ``without APM`` has only the short-term
 memory, ``independent`` has neither, 240 frames each. Frames are measured and dropped as they come, so memory does not
 grow. ``data/results/long_record.json`` has the numbers, ``long_record.webp`` the pictures, eight in a row, arm after
 arm. One video of each arm is an illustration, not a statistic.
@@ -170,11 +170,18 @@ def may_grow(record: dict, every: int = EVERY) -> None:
 
     now = {"weights": weights_mark(), "config": dataclasses.asdict(load("tiny").cfg), "prompt": PROMPT, "seed": SEED}
     now = json.loads(json.dumps(_rounded({**now, "every": every})))
-    if other := [name for name, value in now.items() if record.get(name) != value]:
+    if other := [name for name, value in now.items() if not _agrees(record.get(name), value)]:
         raise OutputError(
             f"the record has another value of {', '.join(other)}: no arm can be added to it; "
             "make all arms again: python -m st2v_lib.notebook.long_record"
         )
+
+
+def _agrees(old: Any, new: Any) -> bool:
+    """Whether two values are equal; a config may have got new fields since."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(name in new and _agrees(value, new[name]) for name, value in old.items())
+    return old == new
 
 
 def added(old: tuple[dict, dict], new: tuple[dict, dict]) -> tuple[dict, dict[str, np.ndarray]]:
