@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import product
 from math import comb
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from st2v_lib.errors import InputError, UserError
 from st2v_lib.notebook import ballot as b
@@ -152,3 +154,17 @@ def test_an_answer_that_cannot_be_saved_is_not_taken(tmp_path):
     panel = VotePanel(pairs(), ARMS, seed=1, path=tmp_path / "file" / "votes.json")
     panel.buttons["left"].click()
     assert panel.ballot.votes == () and "cannot be saved" in panel.text.value
+
+
+def test_a_still_stands_where_there_is_no_kernel(tmp_path):
+    """Three moments of the first pair, left beside right; at the end the result in their place."""
+    panel = VotePanel(pairs(1), ARMS, 0, tmp_path / "votes.json")
+    bundle = panel._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "text/plain", "image/png"} == set(bundle)
+    assert b"memory" not in bundle["image/png"] and "memory" not in bundle["text/plain"]
+    picture = Image.open(io.BytesIO(bundle["image/png"])).convert("L")
+    assert picture.width >= 3 * panel._frames.shape[2] and picture.height > panel._frames.shape[1] + 40
+    while not panel.ballot.is_done:
+        panel.buttons["left"].click()
+    again = VotePanel(pairs(1), ARMS, 0, tmp_path / "votes.json")
+    assert "sign test" in again.text.value and again._repr_mimebundle_()["image/png"]

@@ -29,6 +29,7 @@ from st2v_lib.notebook.lab_controls import Controls
 from st2v_lib.notebook.lab_record import LabResult, recorded
 from st2v_lib.notebook.lab_run import Bench, Tick, load_bench, run_steps, work
 from st2v_lib.notebook.lab_state import LabState, found_weights, notes, problems, snippet
+from st2v_lib.notebook.still import bundle
 
 SECONDS = 0.25  # for a denoising step of one arm, until a run has told better
 PATIENCE = 15  # seconds after which an answer is late
@@ -98,11 +99,8 @@ class LabPanel:
 
     def _repr_mimebundle_(self, **_: Any) -> dict:
         """The widget; where there is no kernel (GitHub), a still picture of what it showed."""
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}  # the same in ipywidgets 7
-        data = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "ablation lab"}
-        if self.result is not None:
-            data["image/png"] = views.still(self.result, self.frame.value, self.row.value)
-        return data
+        shown = None if self.result is None else views.still(self.result, self.frame.value, self.row.value)
+        return bundle(self.widget, "ablation lab", shown)
 
     # ------------------------------------------------------------------------------------------------- what users call
 

@@ -15,6 +15,7 @@ from st2v_lib.notebook.lab_record import LabResult
 from st2v_lib.notebook.lab_score import SHOWN
 from st2v_lib.notebook.lab_state import SWITCHES, LabState
 from st2v_lib.notebook.show import GAP, show_figure, side_by_side
+from st2v_lib.notebook.still import stack, text
 
 WIDTH = 256  # pixels of one video on the page
 SEAM, NOW = (214, 39, 40), (255, 255, 255)
@@ -94,38 +95,20 @@ def still(result: LabResult, frame: int, position: float = 0.5) -> bytes:
         frame: what the players show.
         position: of the slices, see there.
     """
-    from PIL import Image
-
     zoom = max(1, WIDTH // result.videos["baseline"].shape[2])
     pictures = {**result.videos, "difference × 2": difference(result)}
     row = side_by_side({name: video[frame : frame + 1] for name, video in pictures.items()}, zoom)[0]
     cut, width = _slices(result, position, frame), row.shape[1]
     parts = [
-        _lines([f"the ablated arm changes {_plain(changes(result.state))}", f"players, at frame {frame}"], width), row,
-        _lines(["x–t slices: time runs down, seams red, the frame above white"], width), cut[:, :width],
-        _lines(_table_lines(result), width, mono=True),
+        text([f"the ablated arm changes {_plain(changes(result.state))}", f"players, at frame {frame}"], width), row,
+        text(["x–t slices: time runs down, seams red, the frame above white"], width), cut[:, :width],
+        text(_table_lines(result), width, mono=True),
     ]  # fmt: skip
-    parts = [np.pad(p, ((0, 6), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in parts]
-    out = io.BytesIO()
-    picture = Image.fromarray(np.concatenate(parts)).quantize(128, dither=Image.Dither.NONE)
-    picture.save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return stack(parts)
 
 
 def _plain(page: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", page))
-
-
-def _lines(lines: list[str], width: int, mono: bool = False, size: int = 12) -> np.ndarray:
-    """Lines of text on white, ``uint8 h width 3``."""
-    from matplotlib import font_manager
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono" if mono else "DejaVu Sans"), size)
-    image = Image.new("RGB", (width, (size + 5) * len(lines)), "white")
-    for i, line in enumerate(lines):
-        ImageDraw.Draw(image).text((2, (size + 5) * i), line, fill=(60, 60, 60), font=font)
-    return np.asarray(image)
 
 
 def _rows(result: LabResult) -> Iterator[tuple[str, float, float, float, int]]:

@@ -15,15 +15,20 @@ from __future__ import annotations
 import asyncio
 import html
 import io
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import numpy as np
 
 from st2v_lib.errors import UserError
+from st2v_lib.notebook import still
 from st2v_lib.notebook.show import enlarge
 from st2v_lib.sampling import StepState
 from st2v_lib.session import Block, Session
 from st2v_lib.video_io import to_uint8
+
+if TYPE_CHECKING:
+    from IPython.display import Image
 
 
 class LiveView:
@@ -49,6 +54,7 @@ class LiveView:
         self.task: asyncio.Task | None = None
         self.warnings: dict[int, tuple[str, ...]] = {}
         self.numbers: tuple[str, ...] = ()  # of the newest chunk
+        self.frames = np.empty((0, 1, 1, 3), np.uint8)  # of the newest chunk
         self.picture = widgets.Image(format="gif", layout={"align_self": "flex-start", "display": "none"})
         self.status, self.steps = widgets.HTML(), widgets.IntProgress(min=0, max=1, description="chunk")
         self.toggle = widgets.Button(description="Go on", icon="play")
@@ -60,10 +66,23 @@ class LiveView:
         self.widget = widgets.VBox([self.picture, self.steps, self.status, controls])
         self._say()
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The widget; where there is no kernel (GitHub), a still picture of what it showed."""
+        return still.bundle(self.widget, "live view", self._still())
 
-        display(self.widget)
+    def still(self) -> Image:
+        """The view as it is now, a picture that stays in the page: every other frame of the newest chunk."""
+        from IPython.display import Image
+
+        return Image(data=self._still(), format="png")
+
+    def _still(self) -> bytes:
+        controls = [self.toggle.description, f"> {self.prompt.value}", self.send.description]
+        frames = [enlarge(frames[None], self.zoom)[0] for frames in self.frames[::2]]
+        gap = [np.full_like(frame[:, :4], 255) for frame in frames]
+        row = [part for pair in zip(frames, gap) for part in pair][:-1]
+        lines = [html.unescape(line) for line in self.status.value.split("<br>")]
+        return still.panel(np.concatenate(row, axis=1) if row else None, lines, controls)
 
     @property
     def is_running(self) -> bool:
@@ -102,7 +121,8 @@ class LiveView:
             return
         frames = event.video if event.video.shape[1] else event.low
         if frames.shape[1]:
-            self.picture.value = gif(to_uint8(frames[0]), self.session.cfg.fps, self.zoom)
+            self.frames = to_uint8(frames[0])
+            self.picture.value = gif(self.frames, self.session.cfg.fps, self.zoom)
             self.picture.layout.display = "block"  # hidden until there is something to see
         if event.warnings:
             self.warnings[event.index] = event.warnings

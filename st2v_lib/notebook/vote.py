@@ -14,12 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from st2v_lib.errors import OutputError, UserError
+from st2v_lib.notebook import still
 from st2v_lib.notebook.ballot import QUESTIONS, cast, new_ballot, read_ballots, report, save, undo
+
+if TYPE_CHECKING:
+    from st2v_lib.notebook.show import Gif
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,20 @@ class VotePanel:
         self.back.on_click(lambda _: self._go(undo))
         row = widgets.HBox([*self.buttons.values(), self.back])
         self.widget = widgets.VBox([self.picture, self.text, row])
-        self._shown = None
+        self._shown, self._frames = None, np.empty((0, 1, 1, 3), np.uint8)
         self._show()
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The widget; where there is no kernel (GitHub), a still picture of it: the pair at three moments."""
+        return still.bundle(self.widget, "blind vote", self._still())
 
-        display(self.widget)
+    def _still(self) -> bytes:
+        lines = html.unescape(re.sub("<[^>]*>", "", self.text.value)).splitlines()
+        labels = [button.description for button in (*self.buttons.values(), self.back)]
+        frames = self._frames[:: max(1, (len(self._frames) - 1) // 2)][:3]
+        gap = [np.full_like(frame[:, :16], 255) for frame in frames]
+        row = [part for pair in zip(frames, gap) for part in pair][:-1]
+        return still.panel(np.concatenate(row, axis=1) if row else None, lines, labels)
 
     def _go(self, step, *arguments) -> None:
         after = step(self.ballot, *arguments)
@@ -98,11 +113,12 @@ class VotePanel:
             f"(pair {place + 1} of {len(self.pairs)})"
         )
         if self._shown != place:
-            self.picture.value, self._shown = self._gif(place), place
+            shown = self._gif(place)
+            self.picture.value, self._frames, self._shown = shown.data, shown.frames, place
 
-    def _gif(self, place: int) -> bytes:
+    def _gif(self, place: int) -> Gif:
         from st2v_lib.notebook.show import show_video
 
         pair = self.pairs[self.ballot.order[place]]
         sides = (pair.second, pair.first) if self.ballot.swapped[place] else (pair.first, pair.second)
-        return show_video({"left": sides[0], "right": sides[1]}, fps=self.fps).data
+        return show_video({"left": sides[0], "right": sides[1]}, fps=self.fps)

@@ -36,6 +36,21 @@ def test_the_picture_is_updated_in_place(session, whole):
     assert contents(session.folder) == whole[2]
 
 
+def test_a_still_stands_where_there_is_no_kernel(session):
+    """Before the first frame it is the controls alone; then the newest chunk stands above them."""
+    view = LiveView(session, zoom=2, max_frames=24)
+    before = view._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "text/plain", "image/png"} == set(before)
+
+    async def main():
+        await view.start().task
+
+    asyncio.run(main())
+    controls, shown = (Image.open(io.BytesIO(png)) for png in (before["image/png"], view.still().data))
+    assert shown.height > controls.height + 60, "the frames are 64 pixels high, two of them for each of the video"
+    assert view._repr_mimebundle_()["image/png"] == view.still().data != before["image/png"]
+
+
 def test_buttons_while_it_runs(session):
     """Stop, then go on, then another prompt, each clicked as a reader would, between two ticks."""
     view = LiveView(session)
