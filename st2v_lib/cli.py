@@ -116,7 +116,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--first", type=Path, metavar="FILE", help="a video or image to start from, not stage 1")
     parser.add_argument("--memory", choices=("auto", *RUNG_NAMES), default="auto", help="rung on a GPU (default: auto)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU; tiny: always fp32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 on a GPU, fp32 on a CPU; tiny: fp32 or bf16")
     parser.add_argument(
         "--demo", type=Path, nargs="?", const=DEMO_DIR, metavar="DIR",
         help=f"also write both sizes, a contact sheet, an x-t slice and a metrics table (default DIR: {DEMO_DIR})",
@@ -234,6 +234,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--results", type=Path, metavar="DIR", help="where files go (default: data/results)")
     parser.add_argument("--batch", type=int, metavar="N", help="videos made together (default: the suite's)")
     parser.add_argument("--estimate", action="store_true", help="say how long it would take, and stop")
+    parser.add_argument("--dtype", choices=DTYPES, help="as of generate; part of a result's identity")
     _add_preset(parser)
     _add_device(parser)
 

@@ -204,6 +204,13 @@ def numbers(path: Path) -> list:
     return content["videos"]
 
 
+def test_the_type_of_numbers_is_part_of_a_run(folder, tmp_path):
+    file, _ = run(folder, tmp_path, videos=1, dtype=torch.bfloat16)
+    assert json.loads(file.read_text())["identity"]["dtype"] == "torch.bfloat16"
+    with pytest.raises(UserError, match="other dtype"):
+        run(folder, tmp_path, videos=1)
+
+
 def test_a_run_writes_resumes_and_skips(folder, tmp_path, monkeypatch, capsys):
     first = run(folder, tmp_path, videos=1)
     assert "about" in capsys.readouterr().out, "an estimate comes first"

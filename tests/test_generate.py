@@ -86,7 +86,7 @@ def test_demo_writes_all_it_promises(generate, tmp_path, capsys):
         (["--device", "cuda:99"], "not there"),
         (["--device", "toaster"], "unknown device"),
         (["--out", "video.gif"], ".mp4"),
-        (["--dtype", "fp16"], "'tiny' runs in float32, got float16"),
+        (["--dtype", "fp16"], "'tiny' runs in float32, bfloat16, got float16"),
         (["--preset", "modelscope"], "no weights of 'modelscope'"),
     ],
 )

@@ -8,6 +8,7 @@ from st2v_lib.errors import InputError, UserError
 from st2v_lib.evaluation import apm, blending, cam, first_chunk, long
 from st2v_lib.evaluation.runner import evaluate
 from st2v_lib.evaluation.suite import Arm, Options, Suite, trained_arm, without_apm
+from st2v_lib.generate_cli import DTYPES
 
 SUITES: dict[str, Suite] = {
     s.name: s
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     check(suite, videos, args.seeds, options, args.batch)
     files = evaluate(
         suite, arms_of(suite, args.arms, args.only), args.split, videos, args.seeds, options, args.weights,
-        args.results, args.preset, args.device, args.batch, args.estimate,
+        args.results, args.preset, args.device, args.batch, args.estimate, DTYPES[args.dtype],
     )  # fmt: skip
     for file in files:
         print(f"written: {file}")

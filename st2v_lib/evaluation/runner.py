@@ -50,12 +50,12 @@ class Job:
 class Pipelines:
     """Pipelines by folder; the last one is kept, since the jobs of an arm follow each other."""
 
-    def __init__(self, preset: str, device: str):
-        self.preset, self.device, self.kept = preset, device, (None, None)
+    def __init__(self, preset: str, device: str, dtype: torch.dtype | None = None):
+        self.preset, self.device, self.dtype, self.kept = preset, device, dtype, (None, None)
 
     def __call__(self, folder: Path):
         if self.kept[0] != folder:
-            self.kept = (folder, load(self.preset, self.device, folder))
+            self.kept = (folder, load(self.preset, self.device, folder, dtype=self.dtype))
         return self.kept[1]
 
 
@@ -111,7 +111,7 @@ def open_runs(
                 "suite": suite.name, "arm": arm.name, "split": split, "seed": seed, "scoring": SCORING,
                 "options": dataclasses.asdict(dataclasses.replace(options, frames=frames)), "how": arm.how,
                 "training": arm.record, "weights_sha256": weights_hash(place, suite.parts),
-                "config": relevant(cfg, suite),
+                "config": relevant(cfg, suite), **({"dtype": str(pipelines.dtype)} if pipelines.dtype else {}),
             }  # fmt: skip
             found.append((arm, seed, Run(folder, f"{suite.name}/{arm.name}-{split}{kind}-seed{seed}", identity)))
     return found
@@ -193,6 +193,7 @@ def evaluate(
     device: str = "auto",
     batch: int | None = None,
     only_estimate: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> list[Path]:
     """Makes what is missing of every arm and seed.
 
@@ -207,6 +208,7 @@ def evaluate(
         preset, device: of the pipeline.
         batch: videos generated together; the suite's when ``None``.
         only_estimate: print what would be done and stop.
+        dtype: of the networks, see ``load``.
 
     Returns:
         The result files, complete; empty when it only estimates, and on other processes than the first.
@@ -217,7 +219,7 @@ def evaluate(
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     place, results = Path(base or weights_dir(preset)), Path(results or data_dir() / "results")
     batch = batch or suite.batch
-    pipelines = Pipelines(preset, str(state.device) if device == "auto" else device)
+    pipelines = Pipelines(preset, str(state.device) if device == "auto" else device, dtype)
     base_unet = unet_hash(place)
     for arm in arms:
         if arm.folder is not None and unet_hash(arm.folder) != base_unet:
