@@ -16,7 +16,8 @@ from st2v_lib.errors import UserError
 SAMPLERS = ("dpm++", "ddim")
 PHASES = ("vae", "clip", "reader", "image", "base", "cam", "apm", "enhancer", "all")
 ARMS = (
-    "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null"
+    "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null",
+    "apm_unet", "apm_unet_null",
 )  # fmt: skip
 SUITES = (
     "first-chunk", "long", "guidance", "cam", "cam-condition", "apm", "apm-anchors", "blending", "blending-sweep",

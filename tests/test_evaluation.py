@@ -319,8 +319,13 @@ def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):
     assert [a.name for a in evaluate_cli.arms_of(apm.SUITE, [arm], ["apm_null", "with"])] == ["with", found.name]
     with pytest.raises(UserError, match="has no arm"):
         evaluate_cli.arms_of(apm.SUITE, [arm], ["magic"])
-    unet = next((arm / "unet").glob("*.safetensors"))
-    unet.write_bytes(unet.read_bytes() + b" ")
+    record |= {"arm": "apm_unet", "options": {"train_unet": True}}
+    (arm / "arm.json").write_text(json.dumps(record))
+    assert [a.record["arm"] for a in evaluate_cli.arms_of(apm.SUITE, [arm], None)[-2:]] == [
+        "apm_unet",
+        "apm_unet_alpha0",
+    ]
+    found.record["base_sha256"] = "of another"  # its own UNet may have trained on: where it started is what counts
     with pytest.raises(UserError, match="another base model"):
         evaluate(apm.SUITE, [found], "dev", 1, [0], Options(), folder, tmp_path, device="cpu")
 

@@ -65,7 +65,7 @@ def arms_of(suite: Suite, folders: list, only: list[str] | None) -> list[Arm]:
         if arm.record["phase"] not in suite.trained:
             raise UserError(f"{folder} holds an arm of {arm.record['phase']!r}, which is none of {suite.name}'s")
         arms.append(arm)
-        if suite.name == "apm" and arm.record["arm"] == "apm":
+        if suite.name == "apm" and arm.record["arm"] in ("apm", "apm_unet"):
             arms.append(without_apm(arm))
     if only is None:
         return arms

@@ -52,9 +52,9 @@ def evaluate(pipe, split: str = "dev", videos: int = 8, levels: tuple[int, ...] 
     out["vae of the truth"] = decode_latents(pipe.vae, encode_frames(pipe.vae, truth, 16), 16)
     for level in levels:
         at = dataclasses.replace(cfg, start_timestep=level)
-        out[f"level {level}"] = enhance_video(
-            small, pipe.vae, pipe.enhancer, text, null, at, chunk_generator(0, 0), batch_size=16
-        )
+        noise = chunk_generator(0, 0)
+        made = enhance_video(small, pipe.vae, pipe.enhancer, text, null, at, noise, batch_size=16)
+        out[f"level {level}"] = made.to(truth.device)
     energy = fine_energy(truth)
     return {k: {"psnr": psnr(v, truth), "fine_energy": fine_energy(v) / energy} for k, v in out.items()}
 

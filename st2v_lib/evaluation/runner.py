@@ -222,7 +222,7 @@ def evaluate(
     pipelines = Pipelines(preset, str(state.device) if device == "auto" else device, dtype)
     base_unet = unet_hash(place)
     for arm in arms:
-        if arm.folder is not None and unet_hash(arm.folder) != base_unet:
+        if arm.folder is not None and arm.record and arm.record.get("base_sha256") != base_unet:
             raise UserError(f"{arm.folder} was trained on another base model than {place}; arms must share one")
     runs = open_runs(suite, arms, pipelines, place, split, seeds, options, results)
     jobs = jobs_of(runs, videos, batch)

@@ -28,6 +28,7 @@ from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
 RETURNING = 0.4
 ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of APM's gradient
+UNET_LR = 0.3  # the same for the main UNet, where it trains, too: it is good already
 
 
 class ApmStep(DiffusionStep):
@@ -71,11 +72,13 @@ class ApmStep(DiffusionStep):
         return loss, {"alpha": alphas.abs().mean()}
 
     def groups(self, lr: float) -> list[dict]:
-        """Parameter groups: alpha learns faster than the rest."""
+        """Parameter groups: alpha learns faster than the rest, a UNet that trains as well slower."""
         alphas = [m.alpha for m in self.apm.mixes.values()]
-        ids = {id(a) for a in alphas}
+        unet = [p for p in self.unet.parameters() if p.requires_grad]
+        ids = {id(p) for p in (*alphas, *unet)}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        return [{"params": rest, "lr": lr}, {"params": alphas, "lr": ALPHA_LR * lr, "weight_decay": 0.0}]
+        groups = [{"params": rest, "lr": lr}, {"params": alphas, "lr": ALPHA_LR * lr, "weight_decay": 0.0}]
+        return [*groups, {"params": unet, "lr": UNET_LR * lr}] if unet else groups
 
 
 def make_batch(

@@ -278,11 +278,14 @@ def _prepare(
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
     anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
-    module = apm.ApmStep(cfg, unet, text, image, memory, anchor)
+    train_unet = options.pop("train_unet", False)
+    module = apm.ApmStep(cfg, unet, text, image, memory, anchor, train_unet)
 
     def finish() -> None:
         save(memory, out / "cam")
         save(anchor, out / "apm")
+        if train_unet:
+            save(unet, out / "unet")
 
     config = fit(scaled(3e-4, options))
     return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, module.groups(config.lr)

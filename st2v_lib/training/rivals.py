@@ -64,6 +64,8 @@ ARMS = {
     "add_cond_aligned": Arm("add_cond", options={"mask": "aligned"}),
     "apm": Arm("apm", needs=("cam",)),
     "apm_null": Arm("apm", needs=("cam",), options={"null_anchor": True}),
+    "apm_unet": Arm("apm", needs=("cam",), options={"train_unet": True}),  # the paper's phase 2: a base of its own
+    "apm_unet_null": Arm("apm", needs=("cam",), options={"train_unet": True, "null_anchor": True}),
 }
 
 
