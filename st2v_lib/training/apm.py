@@ -98,7 +98,7 @@ def make_batch(
         first = SEGMENT - chunk
         latents, mask, scenes, starts, picks = pool.draw(rng, max(1, round(BATCH * batch_scale)), chunk, start=first)
         cond = seen_frames(vae, latents[:, :, :keep], scenes, starts, rng)
-        at = [_anchor_frame(pool.areas[i, :chunk].tolist(), rng) for i in picks]
+        at = [anchor_frame(pool.areas[i, :chunk].tolist(), rng) for i in picks]
         anchor_latents = pool.take("latents", picks, at, 1)
         anchor_starts = [s - first + a for s, a in zip(starts, at)]
         anchor = seen_frames(vae, anchor_latents, scenes, anchor_starts, rng)[:, 0]
@@ -115,7 +115,7 @@ def make_batch(
     return batch
 
 
-def _anchor_frame(areas: list[float], rng: random.Random) -> int:
+def anchor_frame(areas: list[float], rng: random.Random) -> int:
     """A random frame in which the sprite is seen well, if there is one (inference anchors frame 0 of such a chunk)."""
     good = [i for i, a in enumerate(areas) if a >= 0.9 * max(areas) and a > 0]
     return rng.choice(good) if good else rng.randrange(len(areas))
