@@ -1,66 +1,40 @@
 """Seconds and memory of the full-size model with random weights: measured on CUDA, computed elsewhere.
 
     python benchmarks/full_size.py                  # what the tensors of a step take, computed without any weight
-    python benchmarks/full_size.py --measure        # seconds of a tiny step; on CUDA, the full size too, by rung
+    python benchmarks/full_size.py --measure        # seconds and peak memory of each part: on CUDA of the full size
     python benchmarks/full_size.py --convert 3      # peak memory of st2v convert on a made file of full size
 
 Random weights are as large and as fast as trained ones. Their pictures mean nothing and none is made. What is computed
-adds up tensors that live at the same time, with fused attention; an allocator needs some more. "the released way" of a
-denoising step computes again at each step what is constant over a chunk, as the released code does.
+adds up tensors that live at the same time, with fused attention; an allocator needs some more. What is measured is in
+``full_size_measured.py``; ``--preset tiny`` tries the same rows on any device. "the released way" of a denoising step
+computes again at each step what is constant over a chunk, as the released code does.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import gzip
 import json
 import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from full_size_measured import GB, measure, rows_of, stage2
 
-from st2v_lib.apm import Apm, apm_processors
 from st2v_lib.backbone import make_unet, make_vae
+from st2v_lib.blending import chunk_starts
 from st2v_lib.cam import Cam
-from st2v_lib.config import MODELSCOPE, TINY, StreamingT2VConfig
-from st2v_lib.enhancer import shape_quirks
+from st2v_lib.config import MODELSCOPE, PRESETS, preset
+from st2v_lib.enhancer import enhance_latents, shape_quirks, unet_denoiser
 from st2v_lib.memory import RUNGS, PeakCounter, chunk_feed_forward
-from st2v_lib.sampling import Contexts, guided, make_predictor
+from st2v_lib.sampling import guided, make_predictor
 from st2v_lib.training.checkpointing import checkpoint_blocks
 
-GB = 1e9
 TEXT, DIM = 77, 1024
-
-
-def stage2(device: str, dtype: torch.dtype, cfg: StreamingT2VConfig = MODELSCOPE):
-    """UNet, CAM and APM, attached, with random weights; and one chunk's inputs."""
-    with torch.device(device):
-        unet = make_unet(cfg.unet).to(dtype).eval()
-        cam = Cam.from_unet(unet, cfg.cam).attach(unet).eval()
-        apm = Apm.from_unet(unet, cfg.apm).attach(unet).eval()
-        cells, text, image = cfg.size // cfg.vae.downscale, cfg.apm.text_len, cfg.apm.num_image_tokens
-        x = torch.zeros(1, cfg.unet.in_channels, cfg.chunk_frames, cells, cells)
-        cond = torch.zeros(1, cfg.cam.num_cond_frames, 3, cfg.size, cfg.size)
-        dim = cfg.unet.cross_attention_dim
-        tokens = [torch.zeros(1, n, dim, dtype=dtype) for n in (text, text, image, image)]
-    return unet, cam, apm, x, cond, Contexts(*tokens)
-
-
-def released_way(unet, cam, cond) -> Callable:
-    """A step that encodes CAM's pixels for both branches and mixes APM's tokens for each frame, as released."""
-
-    def predict(x, t, tokens):
-        x = x.to(unet.dtype)
-        return unet(x, t, tokens, cam(x, t, tokens, cond=cond.repeat(len(x), 1, 1, 1, 1))).float()
-
-    return predict
 
 
 def weight_bytes(*nets: torch.nn.Module) -> float:
@@ -72,7 +46,7 @@ def weight_bytes(*nets: torch.nn.Module) -> float:
 def computed() -> dict[str, dict[str, float]]:
     """GB of weights and of other tensors, for the steps that set the peak."""
     rows = {}
-    unet, cam, apm, x, cond, contexts = stage2("meta", torch.float16)
+    unet, cam, apm, x, cond, contexts = stage2("meta", torch.float16, MODELSCOPE)
     cond = torch.empty(cond.shape, device="meta")
     t = torch.zeros((), device="meta")
     cam.extractor.encode_condition = lambda c: cam.extractor.cond_encoder(c.half().flatten(0, 1)).unflatten(0, (-1, 8))
@@ -95,8 +69,26 @@ def computed() -> dict[str, dict[str, float]]:
                 enhancer(x, 599, torch.empty(batch, TEXT, DIM, dtype=torch.float16))
             name = f"stage 3, a step, 720 px, rung {rung.name!r}"
             rows[name] = {"weights": weight_bytes(enhancer) / GB, "tensors": counter.peak / GB}
+            if rung.name == "16 GB":
+                rows[f"stage 3, 240 frames, law 'B', rung {rung.name!r}"] = naive_blending(enhancer, 240)
     with torch.enable_grad():
         return rows | computed_training()
+
+
+def naive_blending(enhancer: torch.nn.Module, frames: int) -> dict[str, float]:
+    """GB of law "B", where every chunk keeps a trajectory: those of a video, while the last chunk is in the network."""
+    config = dataclasses.replace(MODELSCOPE.enhancer, blend_law="B", num_inference_steps=2)
+    last = len(chunk_starts(frames, config.chunk_frames, config.overlap_frames)) - 1
+    text = torch.empty(1, TEXT, DIM, dtype=torch.float16)
+    with PeakCounter() as counter:
+        low = torch.empty(1, frames, 3, MODELSCOPE.size, MODELSCOPE.size)
+        latents = torch.empty(1, 4, frames, 90, 160, dtype=torch.float16)
+        with torch.device("cpu"):  # noise, its keys and the schedule are numbers
+            network = unet_denoiser(enhancer, text, text, config)
+            denoise = lambda x, t, k: network(x, t, k) if k == last else torch.empty_like(x)  # noqa: E731
+            enhance_latents(latents, denoise, config, torch.Generator().manual_seed(0))
+    assert low.is_meta
+    return {"weights": weight_bytes(enhancer) / GB, "tensors": counter.peak / GB}
 
 
 def computed_training() -> dict[str, dict[str, float]]:
@@ -117,66 +109,6 @@ def computed_training() -> dict[str, dict[str, float]]:
         held = weight_bytes(unet) + trained * 4 * 5  # weight, gradient, two moments, average: float32
         name = f"train cam, batch 1, {'with' if checkpointing else 'without'} checkpointing"
         rows[name] = {"weights": held / GB, "tensors": counter.peak / GB}
-    return rows
-
-
-# ------------------------------------------------------------------------------------------------------ measured, CUDA
-
-
-@torch.no_grad()
-def timed(action: Callable[[], object], repeat: int = 5) -> tuple[float, float]:
-    """Seconds of the fastest run after one to warm up, and on CUDA the peak of allocated GB."""
-    cuda = torch.cuda.is_available()
-    action()
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        action()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), torch.cuda.max_memory_allocated() / GB if cuda else 0.0
-
-
-def tiny_step() -> dict[str, dict[str, float]]:
-    """Seconds of a denoising step of the tiny model on the CPU, both ways."""
-    unet, cam, _, x, cond, contexts = stage2("cpu", torch.float32, TINY)
-    ways = {"a step": make_predictor(unet, cam, cond), "a step, the released way": released_way(unet, cam, cond)}
-    t = torch.tensor(500)
-    return {
-        f"tiny, CPU, {name}": {"seconds": timed(functools.partial(guided, predict, x, t, contexts), 20)[0]}
-        for name, predict in ways.items()
-    }
-
-
-def measured() -> dict[str, dict[str, float]]:
-    """Seconds and peak GB of the same steps on a CUDA device."""
-    rows = {}
-    unet, cam, apm, x, cond, contexts = stage2("cuda", torch.float16)
-    t, predict = torch.tensor(500, device="cuda"), make_predictor(unet, cam, cond)
-    seconds, peak = timed(functools.partial(guided, predict, x, t, contexts))
-    rows["stage 2, a step, 256 px"] = {"seconds": seconds, "peak": peak}
-    slow = released_way(unet, cam, cond)
-    seconds, peak = timed(functools.partial(guided, slow, x, t, contexts))
-    rows["stage 2, a step, the released way"] = {"seconds": seconds, "peak": peak}
-    assert apm_processors(unet)
-    del unet, cam, apm, predict, slow
-    torch.cuda.empty_cache()
-    with torch.device("cuda"):
-        enhancer = shape_quirks(make_unet(MODELSCOPE.enhancer.unet).half().eval())
-    for rung in RUNGS:
-        chunk_feed_forward(enhancer, rung.feed_forward_rows)
-        x, tokens = torch.zeros(2, 4, 24, 90, 160).half().cuda(), torch.zeros(2, TEXT, DIM).half().cuda()
-
-        def step(x=x, tokens=tokens, one=rung.one_branch):
-            parts = zip(x.split(1), tokens.split(1)) if one else ((x, tokens),)
-            return [enhancer(part, 599, text) for part, text in parts]
-
-        seconds, peak = timed(step, 3)
-        rows[f"stage 3, a step, 720 px, rung {rung.name!r}"] = {"seconds": seconds, "peak": peak}
     return rows
 
 
@@ -212,32 +144,42 @@ def convert_memory(limit_gb: float) -> dict[str, float]:
     return found
 
 
+def line(name: str, values: dict[str, float | str]) -> str:
+    """A row as text."""
+    numbers = (v if isinstance(v, str) else f"{key} {v:8.3f}" for key, v in values.items())
+    return f"{name:<62}" + "   ".join(numbers)
+
+
 def main() -> None:
-    """Prints one table."""
+    """Prints one table; measured rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true", help="seconds, and on CUDA memory")
+    parser.add_argument("--measure", action="store_true", help="seconds and memory of every row")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="to measure (default: modelscope on CUDA, else tiny)")
+    parser.add_argument("--device", help="to measure on (default: cuda where there is one, else cpu)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="measure rows that have TEXT in their name")
     parser.add_argument("--convert", type=float, metavar="GB", help="limit of the conversion's memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cfg = preset((args.preset or ("modelscope" if device.type == "cuda" else "tiny")) if args.measure else "modelscope")
     machine = f"{platform.machine()}, torch {torch.__version__}"
-    if args.convert:
-        rows = {"convert a file of the released size": convert_memory(args.convert)}
-    elif args.measure:
-        rows = tiny_step()
-        if torch.cuda.is_available():
-            machine += f", {torch.cuda.get_device_name()}"
-            rows |= measured()
-        else:
-            print("full size: not measured, there is no CUDA device here")
+    if args.measure:
+        machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}"
+    kind = "measured" if args.measure or args.convert else "computed on meta tensors, not measured"
+    print(f"{cfg.name} on {machine}: {kind}", flush=True)
+    if args.measure:
+        if cfg.name == "modelscope" and device.type != "cuda":
+            parser.error("the full size is measured on CUDA; there, or with --preset tiny")
+        wanted = {name: row for name, row in rows_of(cfg, device).items() if args.only in name}
+        rows = measure(wanted, lambda name, values: print(line(name, values), flush=True))
     else:
-        rows = computed()
-    kind = "computed on meta tensors, not measured" if not (args.convert or args.measure) else "measured"
-    print(f"{machine}: {kind}")
-    for name, values in rows.items():
-        print(f"{name:<58}" + "".join(f"{key} {value:8.3f}   " for key, value in values.items()))
+        rows = {"convert a file of the released size": convert_memory(args.convert)} if args.convert else computed()
+        for name, values in rows.items():
+            print(line(name, values))
     if args.json:
-        config = dataclasses.asdict(MODELSCOPE)
-        args.json.write_text(json.dumps({"machine": machine, "kind": kind, "rows": rows, "config": config}, indent=1))
+        config = dataclasses.asdict(cfg)
+        how = {"command": f"python benchmarks/full_size.py {' '.join(sys.argv[1:])}", "machine": machine, "kind": kind}
+        args.json.write_text(json.dumps({**how, "rows": rows, "config": config}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ def enhance_video(
     batch_size: int | None = 1,
     callback: Callable[[StepState], None] | None = None,
 ) -> Tensor:
-    """Upscales and enhances a video (paper §4.3).
+    """Upscales and enhances a video (paper §4.3). The device holds its latents, and ``batch_size`` large frames.
 
     Args:
         video: ``b f 3 h w`` in [-1, 1], the output of stage 2.
@@ -315,14 +315,16 @@ def enhance_video(
         config: sizes and the solver's numbers. The network sees the video on a black canvas (``canvas``), which is
             removed.
         generator: CPU generator.
-        batch_size: frames in the VAE at once.
+        batch_size: frames in the VAE at once; ``None`` for all.
         callback: called with a ``StepState`` after each step.
 
     Returns:
-        The enhanced video ``b f 3 size size`` in [-1, 1].
+        The enhanced video ``b f 3 size size`` in [-1, 1], on the CPU.
     """
-    large = upscale(video, config.size, config.upscale_mode)
-    latents = encode_frames(vae, pad_to_canvas(large, config, vae_downscale(vae)), batch_size)
+    size, down, together = config.size, vae_downscale(vae), batch_size or video.shape[1]
+    large = (pad_to_canvas(upscale(part, size, config.upscale_mode), config, down) for part in video.split(together, 1))
+    latents = torch.cat([encode_frames(vae, part, batch_size) for part in large], dim=2)
     denoise = unet_denoiser(unet, text, null_text, config)
     enhanced = enhance_latents(latents, denoise, config, generator, callback=callback)
-    return crop_from_canvas(decode_latents(vae, enhanced, batch_size), config.size)
+    frames = (decode_latents(vae, part, batch_size) for part in enhanced.split(together, dim=2))
+    return torch.cat([crop_from_canvas(part, size).cpu() for part in frames], dim=1)

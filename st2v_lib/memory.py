@@ -189,7 +189,7 @@ class Ladder:
         def entering(*args: Any, **kwargs: Any) -> Any:
             self.enter(group)
             if "enhancer" in group and self.rung.one_branch:
-                return _one_by_one(whole, *args, **kwargs)
+                return one_by_one(whole, *args, **kwargs)
             return whole(*args, **kwargs)
 
         net.forward = self._retrying(entering)
@@ -213,7 +213,7 @@ def _tensors(net: nn.Module) -> list[Tensor]:
     return [*net.parameters(), *net.buffers()]
 
 
-def _one_by_one(forward: Callable[..., Tensor], sample: Tensor, timestep: Any, tokens: Tensor, *rest: Any) -> Tensor:
+def one_by_one(forward: Callable[..., Tensor], sample: Tensor, timestep: Any, tokens: Tensor, *rest: Any) -> Tensor:
     """A network's call on each element of the batch in turn."""
     times = timestep.expand(len(sample)) if isinstance(timestep, Tensor) else [timestep] * len(sample)
     return torch.cat([forward(sample[i : i + 1], times[i], tokens[i : i + 1], *rest) for i in range(len(sample))])

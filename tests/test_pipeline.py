@@ -137,6 +137,13 @@ def test_anchor_is_the_first_frame_unless_given(pipe, long):
     assert not torch.equal(other.low_res[:, 16:], long.low_res[:, 16:24])
 
 
+def test_the_null_image_is_the_configs(changed, long):
+    changed.cfg = changed.cfg.replace(null_pixel=-1.0)
+    stream = changed.stream(PROMPT, seed=3, progress=False)
+    assert torch.equal(next(stream), long.low_res[:, :16]) and torch.equal(stream.state.anchor, long.state.anchor)
+    assert not torch.equal(stream.state.null_anchor, long.state.null_anchor)
+
+
 def test_first_chunk_may_be_given(pipe, long):
     out = pipe(PROMPT, num_frames=24, seed=3, first_chunk=long.low_res[:, :16], enhance=False, progress=False)
     assert torch.equal(out.low_res, long.low_res[:, :24])

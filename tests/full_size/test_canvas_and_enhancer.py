@@ -19,6 +19,7 @@ from st2v_lib.enhancer import (
     sample_2m_sde,
     shape_quirks,
     time_grid,
+    upscale,
 )
 
 SMALL = UNetConfig(
@@ -144,3 +145,29 @@ def test_enhanced_videos_of_any_size_have_no_bars(size):
     out = enhance_video(torch.ones(1, 7, 3, 20, 28), vae, unet, *tokens, config, torch.Generator().manual_seed(0))
     assert out.shape == (1, 7, 3, *((size, size) if isinstance(size, int) else size))
     assert out.isfinite().all() and out.abs().max() <= 1
+
+
+@pytest.mark.parametrize("law", ["code", "B", "B+S"])
+@pytest.mark.parametrize("together", [1, 3, None])
+def test_large_frames_exist_a_few_at_a_time(monkeypatch, law, together):
+    """So a naive variant of a long video, too, takes latents and no more; what comes out does not depend on it."""
+    torch.manual_seed(0)
+    vae, sizes = make_vae(TINY.vae).eval(), []
+    config = EnhancerConfig(
+        unet=dataclasses.replace(SMALL, in_channels=8, out_channels=8), size=32, canvas_width=None, blend_law=law,
+        num_inference_steps=2, chunk_frames=4, overlap_frames=2, shape_quirks=False,
+    )  # fmt: skip
+    unet, tokens = make_unet(config.unet).eval(), torch.randn(2, 1, 77, 12)
+    video = torch.rand(1, 7, 3, 16, 16)
+
+    def counted(part, *arguments):
+        sizes.append(part.shape[1])
+        return upscale(part, *arguments)
+
+    monkeypatch.setattr("st2v_lib.enhancer.upscale", counted)
+    run = lambda n: enhance_video(  # noqa: E731
+        video, vae, unet, *tokens, config, torch.Generator().manual_seed(0), batch_size=n
+    )
+    out = run(together)
+    assert max(sizes) == (together or 7) and sum(sizes) == 7 and out.device.type == "cpu"
+    assert (out - run(7)).abs().max() < 1e-3

@@ -206,6 +206,6 @@ def test_computed_memory_falls_from_rung_to_rung():
         for rows, one in ((None, False), (2**10, False), (2**10, True)):
             chunk_feed_forward(unet, rows)
             with PeakCounter() as counter:
-                memory._one_by_one(unet.forward, x, 5, tokens) if one else unet(x, 5, tokens)
+                memory.one_by_one(unet.forward, x, 5, tokens) if one else unet(x, 5, tokens)
             peaks.append(counter.peak)
     assert peaks[0] > peaks[1] > 1.5 * peaks[2]
