@@ -1,11 +1,11 @@
-"""Phase 2 of the memories: CAM and APM together on 32-frame segments (paper §4.2, appendix §10).
+"""Phase 2 of the memories: APM beside CAM on 32-frame segments (paper §4.2, appendix §10).
 
 Roles, counted from 1: the anchor is a random frame of 1–16, the condition 17–24, the denoised chunk 17–32. A share of
 the segments shows the sprite in the anchor, hides it in 17–24 and brings it back in 25–32, where only the anchor tells
 which one it was. Text, anchor or both are dropped in 5 % of the clips each, for guidance.
 
-Differs from the paper: the main UNet stays frozen here (there, all but its temporal layers train), so one shipped UNet
-serves the base model and every arm of the ablations. ``train_unet=True`` trains what the paper trains.
+Differs from the paper: main UNet and CAM stay frozen here (there, all but the UNet's temporal layers train), so one
+UNet and one CAM serve every arm of the ablations. ``train_unet=True`` and ``train_cam=True`` train what the paper does.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_levels, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
-RETURNING = 0.4
-ALPHA_LR = 10.0  # times the other parameters' rate: alpha alone gates all of APM's gradient
-UNET_LR = 0.3  # the same for the main UNet, where it trains, too: it is good already
+RETURNING = 0.5
+ALPHA_LR = 5.0  # times the rate of APM's other parameters: alpha alone gates all of its gradient
 
 
 class ApmStep(DiffusionStep):
-    """Denoising loss with both memories; the anchor's embedding is frozen CLIP's. ``shift``: of the timesteps."""
+    """Denoising loss with both memories; the anchor's embedding is frozen CLIP's. ``shift``: of the timesteps.
+
+    APM trains; CAM and the main UNet, but for its temporal layers, where asked.
+    """
 
     def __init__(
         self,
@@ -44,15 +46,16 @@ class ApmStep(DiffusionStep):
         apm: Apm,
         train_unet: bool = False,
         shift: float = TOWARDS_NOISE,
+        train_cam: bool = True,
     ):
         super().__init__(text_encoder)
-        self.shift = shift
+        self.shift, self.train_cam = shift, train_cam
         self.unet = unet.requires_grad_(train_unet)
         if train_unet:
             for name, parameter in unet.named_parameters():
                 parameter.requires_grad_(not any(part in name for part in TEMPORAL))
         self.image_encoder = image_encoder.requires_grad_(False).eval()
-        self.cam, self.apm = cam.requires_grad_(True).attach(unet), apm.requires_grad_(True).attach(unet)
+        self.cam, self.apm = cam.requires_grad_(train_cam).attach(unet), apm.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
         self.text_len = cfg.apm.text_len
 
@@ -66,19 +69,21 @@ class ApmStep(DiffusionStep):
     def loss(self, batch: dict[str, torch.Tensor]):
         tokens = torch.cat([batch["text"], self.apm(batch["embeds"])], dim=1)
         x, t, target = at_random_levels(self.scheduler, batch["latents"], self.shift)
-        features = self.cam(x, t, tokens, cond=batch["cond"])
+        with torch.set_grad_enabled(self.train_cam and torch.is_grad_enabled()):  # it reads the text part alone
+            features = self.cam(x, t, tokens, cond=batch["cond"])
         loss = weighted_mse(self.unet(x, t, tokens, cam_features=features), target, batch["mask"])
         alphas = torch.stack([m.alpha.detach() for m in self.apm.mixes.values()])
         return loss, {"alpha": alphas.abs().mean()}
 
-    def groups(self, lr: float) -> list[dict]:
-        """Parameter groups: alpha learns faster than the rest, a UNet that trains as well slower."""
+    def groups(self, lr: float, cam: float = 1.0, unet: float = 1.0) -> list[dict]:
+        """Parameter groups: alpha learns faster than the rest of APM; what was trained before at these shares of it."""
+        rates = {self.apm: lr, self.cam: cam * lr, self.unet: unet * lr}
         alphas = [m.alpha for m in self.apm.mixes.values()]
-        unet = [p for p in self.unet.parameters() if p.requires_grad]
-        ids = {id(p) for p in (*alphas, *unet)}
-        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        groups = [{"params": rest, "lr": lr}, {"params": alphas, "lr": ALPHA_LR * lr, "weight_decay": 0.0}]
-        return [*groups, {"params": unet, "lr": UNET_LR * lr}] if unet else groups
+        found = [{"params": alphas, "lr": ALPHA_LR * lr, "weight_decay": 0.0}]
+        for module, rate in rates.items():
+            rest = [p for p in module.parameters() if p.requires_grad and all(p is not a for a in alphas)]
+            found += [{"params": rest, "lr": rate}] if rest else []
+        return found
 
 
 def make_batch(

@@ -278,17 +278,17 @@ def _prepare(
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
     anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
-    train_unet = options.pop("train_unet", False)
-    module = apm.ApmStep(cfg, unet, text, image, memory, anchor, train_unet)
+    train = {name: bool(options.pop(f"train_{name}", False)) for name in ("unet", "cam")}
+    module = apm.ApmStep(cfg, unet, text, image, memory, anchor, train["unet"], train_cam=train["cam"])
 
     def finish() -> None:
-        save(memory, out / "cam")
-        save(anchor, out / "apm")
-        if train_unet:
-            save(unet, out / "unet")
+        for name, part in (("apm", anchor), ("cam", memory), ("unet", unet)):
+            if train.get(name, True):
+                save(part, out / name)
 
-    config = fit(scaled(3e-4, options))
-    return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, module.groups(config.lr)
+    config = fit(scaled(2e-3, options))
+    groups = module.groups(config.lr, cam=0.15, unet=0.05)  # these are good already
+    return module, apm.make_batch(cfg, frozen, seed, **options), config, finish, groups
 
 
 def scaled(lr: float, options: dict, most: float = 2.0) -> float:
