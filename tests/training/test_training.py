@@ -17,6 +17,7 @@ from torch import nn
 
 from st2v_lib import cli as command_line
 from st2v_lib.backbone import encode_frames, make_unet, make_vae
+from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
 from st2v_lib.manifest import verify_manifest, weights_dir
@@ -289,6 +290,45 @@ def test_every_phase_takes_a_step_and_ends_in_valid_files(tmp_path, small, acc):
     assert {"vae", "text_encoder", "image_encoder", "tokenizer", "unet", "cam", "apm", "enhancer"} <= folders
     again = cli.train_phase("cam", TINY, out, minutes=5, acc=acc, max_steps=1)
     assert again["step"] == 3
+
+
+CAM_SCRIPT = """
+import sys, torch
+from pathlib import Path
+from st2v_lib.config import TINY
+from st2v_lib.training import cam, cli, common, data
+data.PREFILL, cam.BATCH = 2, 1
+acc, fit, seen = common.accelerator("cpu"), common.fit, []
+
+def watched(step, batches, *rest):
+    result = fit(step, lambda rank, n: seen.append(batches(rank, n)) or seen[-1], *rest)
+    trained = torch.stack([p.detach().double().norm() for p in step.parameters() if p.requires_grad])
+    first, second = acc.gather(trained[None])
+    assert first.equal(second), "both processes end with the same weights"
+    first, second = acc.gather(seen[-1]["latents"].float().contiguous())
+    assert not first.equal(second), "from clips of their own"
+    return result
+
+common.fit = watched
+result = cli.train_phase("cam", TINY, Path(sys.argv[1]), minutes=5, acc=acc, max_steps=2)
+print("DONE", acc.num_processes, result["step"])
+"""
+
+
+def test_cam_is_trained_by_two_processes(tmp_path, random_weights, acc, monkeypatch, small):
+    """Two steps of the real phase, the tiny preset with one clip a process; then one process goes on from there."""
+    script, out = tmp_path / "phase.py", tmp_path / "weights"
+    script.write_text(CAM_SCRIPT)
+    monkeypatch.setenv("ST2V_DATA", str(random_weights))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run([*command, str(out)], capture_output=True, text=True, timeout=240, env=env)
+    assert run.returncode == 0 and run.stdout.count("DONE 2 2") == 2, run.stderr[-3000:]
+    assert verify_manifest(out) == [] and {p.name for p in out.iterdir() if p.is_dir()} == {"cam"}
+    before, after = (Cam.from_pretrained(place / "cam") for place in (random_weights / "weights" / "tiny", out))
+    changed = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert sum(changed) > 0.5 * len(changed) and all(p.isfinite().all() for p in after.parameters())
+    assert cli.train_phase("cam", TINY, out, minutes=5, acc=acc, max_steps=1)["step"] == 3
 
 
 def test_latents_and_text_stay_once_a_base_is_trained_on_them(tmp_path, small, acc):
