@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from st2v_lib import cli
+from st2v_lib.config import TINY
 from st2v_lib.errors import InputError, UserError
 from st2v_lib.evaluation import apm, blending, cam, cases, scoring
 from st2v_lib.evaluation import cli as evaluate_cli
@@ -20,7 +21,7 @@ from st2v_lib.evaluation.cam import SUITE as CAM
 from st2v_lib.evaluation.first_chunk import SUITE as FIRST
 from st2v_lib.evaluation.generate import base_chunks, continue_videos, noise_of, video_seed
 from st2v_lib.evaluation.results import Run
-from st2v_lib.evaluation.runner import evaluate, jobs_of, made_with
+from st2v_lib.evaluation.runner import evaluate, jobs_of, made_with, used
 from st2v_lib.evaluation.suite import Arm, Options, Scored, trained_arm
 from st2v_lib.loading import load
 from st2v_lib.loading import write_index as write_pipeline_index
@@ -292,6 +293,15 @@ def test_other_weights_are_not_mixed_into_a_run(folder, tmp_path):
     write_manifest(other)
     with pytest.raises(UserError, match="other weights_sha256"):
         go(other)
+
+
+def test_a_run_depends_on_the_parts_that_it_uses():
+    cfg = TINY
+    parts = ("unet", "cam", "apm", "add_cond", "reader")
+    assert used(parts, cfg) == ["unet", "cam", "apm", "reader"]
+    assert used(parts, cfg.replace(apm=None)) == ["unet", "cam", "reader"]
+    assert used(parts, cfg.replace(apm=None, conditioning="none")) == ["unet", "reader"]
+    assert used(parts, cfg.replace(conditioning="add_cond")) == ["unet", "apm", "add_cond", "reader"]
 
 
 def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):

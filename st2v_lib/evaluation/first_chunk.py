@@ -43,4 +43,5 @@ def case(split: str, index: int, options: Options) -> Case:
 SUITE = Suite(
     "first-chunk", "first chunks against their captions, with the reader's ceiling", ARMS, case, run,
     lambda options, frames, cfg: 1.0, videos=300, frames=16,
+    parts=("vae", "text_encoder", "image_encoder", "unet", "reader"),
 )  # fmt: skip

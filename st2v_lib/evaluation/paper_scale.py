@@ -5,7 +5,11 @@ states for an A100 (240 frames: 340 s of stages 1 and 2, 1610 s in all), since t
 prompts are the paper's number. Its own prompts stand in its appendix (§11): a reader who wants its exact protocol types
 them into a file, one a line. Rows of other methods, and of CAM's rivals, need weights that nobody released.
 
-``st2v paper table`` draws what result files there are; a row without them says "not run".
+``st2v paper table`` draws what result files there are; a row without them says "not run". The stability of Tab. 1's
+videos, their scores over the first 120 to 220 frames, comes with ``table1``.
+
+Differs from the paper: optical flow is OpenCV's DIS unless ``--flow raft`` asks for its RAFT-large, and MAWE and flow
+deviation depend on that (``FLOW_NOTE``).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +32,13 @@ from st2v_lib.blending import NAIVE
 from st2v_lib.config import MODELSCOPE, StreamingT2VConfig
 from st2v_lib.enhancer import enhance_video
 from st2v_lib.errors import InputError, OutputError
+from st2v_lib.evaluation.paper import STABILITY
 from st2v_lib.evaluation.results import write_json
 from st2v_lib.loading import load
 from st2v_lib.manifest import data_dir
 from st2v_lib.metrics.clip_score import load_clip
+from st2v_lib.metrics.flow import flow_protocol, make_estimator
+from st2v_lib.metrics.mawe import SIZE
 from st2v_lib.metrics.table import measure
 from st2v_lib.sampling import chunk_generator
 from st2v_lib.stages import ENHANCER_NOISE
@@ -40,16 +48,25 @@ PROMPTS, FRAMES = 50, 240
 LOW_SECONDS, ALL_SECONDS = 340.0, 1610.0  # 240 frames on an A100, as the released code's page states
 VIDEO_GB = {False: 0.004, True: 0.04}  # a 240-frame mp4 at 256 and at 720 pixels, a generous guess
 NOT_POSSIBLE = "not run: needs weights that nobody released"
+FLOW_NOTE = (
+    "flow: {flow} in place of the paper's RAFT-large. MAWE and flow deviation follow the estimator: compare them between "
+    "rows measured alike, not with the paper's numbers, of which only the order can agree. --flow raft, with "
+    "torchvision, is the paper's protocol. SCuts do not depend on flow; the CLIP score depends on --clip."
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: what it shows, the paper's values, how the config differs, whether stage 3 is part of it."""
+    """A row of a table: what it shows, the paper's values, how the config differs, whether stage 3 is part of it.
+
+    ``stability``: its first n frames are measured, too, for the n of ``paper.STABILITY``.
+    """
 
     text: str
     paper: dict[str, float]
     change: Callable[[StreamingT2VConfig], StreamingT2VConfig] | None
     enhance: bool = True
+    stability: bool = False
 
 
 def _law(name: str) -> Callable[[StreamingT2VConfig], StreamingT2VConfig]:
@@ -58,7 +75,8 @@ def _law(name: str) -> Callable[[StreamingT2VConfig], StreamingT2VConfig]:
 
 ROWS = {
     "table1": Row(
-        "Tab. 1, StreamingT2V", {"mawe_paper": 52.3, "scuts": 0.04, "clip_score": 31.73}, lambda cfg: cfg
+        "Tab. 1, StreamingT2V", {"mawe_paper": 52.3, "scuts": 0.04, "clip_score": 31.73}, lambda cfg: cfg,
+        stability=True,
     ),
     "apm-off": Row("§5.3, the same weights with APM switched off", {"scuts": 0.03}, lambda cfg: cfg.replace(apm=None)),
     "blending-B": Row("§9.3, naive chunks", {"flow_deviation": 8.72}, _law("B")),
@@ -84,15 +102,21 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts)
     out = Path(args.out or "outputs/paper") / args.row
     print(estimate(row, len(prompts), args.frames, out))
+    if note := flow_note(args.flow):
+        print(note)
     if args.estimate:
         return 0
     free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free / 1e9
     if free < disk_gb(row, len(prompts), args.frames):
         raise OutputError(f"{free:.1f} GB are free at {out}")
+    make_estimator(args.flow)  # whether it is there is known now
     clip = load_clip(args.clip) if args.clip else None
     pipe = load(args.preset, args.device)
     pipe.cfg = row.change(pipe.cfg)
-    values = [make(pipe, row, prompt, i, args.frames, args.seed, out, clip) for i, prompt in enumerate(tqdm(prompts))]
+    values = [
+        make(pipe, row, prompt, i, args.frames, args.seed, out, clip, args.flow)
+        for i, prompt in enumerate(tqdm(prompts))
+    ]
     write_json(results / f"{args.row}.json", summary(args, pipe.cfg, row, prompts, values))
     print(draw(results))
     return 0
@@ -132,15 +156,24 @@ def estimate(row: Row, prompts: int, frames: int, out: Path) -> str:
     )
 
 
+def flow_note(flow: str) -> str:
+    """What another flow estimator than the paper's means for the numbers; nothing to say for the paper's."""
+    return "" if flow == "raft" else FLOW_NOTE.format(flow={"dis": "DIS", "farneback": "Farneback's"}[flow])
+
+
 def make(
-    pipe, row: Row, prompt: str, index: int, frames: int, seed: int, out: Path, clip: tuple | None
-) -> dict[str, float]:
-    """One video, made unless its file is there, and its metrics."""
+    pipe, row: Row, prompt: str, index: int, frames: int, seed: int, out: Path, clip: tuple | None, flow: str
+) -> dict[str, Any]:
+    """One video, made unless its file is there, and its metrics; those of its first frames under ``"stability"``."""
     path = out / f"{index:03d}.mp4"
     if not path.exists():
         write_video(path, _video(pipe, row, prompt, frames, seed + index), fps=pipe.cfg.fps)
-    found = measure(read_video(path), prompt if clip else None, clip)
-    return {name: result.value for name, result in found.items()}
+    prefixes = tuple(STABILITY) if row.stability else ()
+    found = measure(read_video(path), prompt if clip else None, clip, flow, prefixes=prefixes)
+    values = {name: result.value for name, result in found.items()}
+    first = {name: r.protocol["of_first_frames"] for name, r in found.items() if "of_first_frames" in r.protocol}
+    lengths = next(iter(first.values()), {})
+    return values | ({"stability": {n: {k: v[n] for k, v in first.items()} for n in lengths}} if first else {})
 
 
 def _video(pipe, row: Row, prompt: str, frames: int, seed: int):
@@ -157,30 +190,52 @@ def _video(pipe, row: Row, prompt: str, frames: int, seed: int):
 
 def summary(args: argparse.Namespace, cfg: StreamingT2VConfig, row: Row, prompts: list[str], values: list) -> dict:
     """The content of a result file: means over videos, each video's values, and what they were made with."""
-    names = sorted(set.intersection(*(set(v) for v in values)))
-    means = {name: statistics.fmean(v[name] for v in values) for name in names}
+    first = [value.pop("stability", {}) for value in values]
+    stability = {n: means([video[n] for video in first]) for n in sorted(set.intersection(*(set(v) for v in first)))}
     return {
         "row": args.row, "text": row.text, "preset": args.preset, "prompts": len(prompts), "frames": args.frames,
-        "seed": args.seed, "prompts_file": Path(args.prompts).name, "mean": means, "videos": values,
-        "torch": torch.__version__, "config": dataclasses.asdict(cfg),
+        "seed": args.seed, "prompts_file": Path(args.prompts).name, "flow": flow_protocol(args.flow, None, SIZE),
+        "mean": means(values), "stability": stability, "videos": values, "torch": torch.__version__,
+        "config": dataclasses.asdict(cfg),
     }  # fmt: skip
+
+
+def means(values: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each value that all of them have."""
+    names = sorted(set.intersection(*(set(v) for v in values)))
+    return {name: statistics.fmean(v[name] for v in values) for name in names}
 
 
 def draw(results: Path) -> str:
     """All rows as a table; what has no result file says so. Results of another preset than the full size name it."""
-    lines = ["| row | paper | this kit | videos |", "|---|---|---|---|"]
+    lines, flows = ["| row | paper | this kit | videos |", "|---|---|---|---|"], set()
     for name, row in ROWS.items():
-        paper = ", ".join(f"{metric} {value:g}" for metric, value in row.paper.items()) or "–"
         file = results / f"{name}.json"
-        if row.change is None:
-            ours, videos = NOT_POSSIBLE, ""
-        elif not file.is_file():
-            ours, videos = "not run", ""
-        else:
+        found, missing = {}, NOT_POSSIBLE if row.change is None else "not run"
+        if row.change is not None and file.is_file():
             found = json.loads(file.read_text())
-            shown = row.paper or found["mean"]
-            ours = ", ".join(f"{metric} {found['mean'][metric]:.4g}" for metric in shown if metric in found["mean"])
-            other = "" if found["preset"] == MODELSCOPE.name else f" of {found['preset']!r}, not comparable"
-            videos = f"{found['prompts']} x {found['frames']} frames, {found['prompts_file']}{other}"
-        lines.append(f"| {row.text} | {paper} | {ours} | {videos} |")
-    return "\n".join(lines)
+            flows.add(found.get("flow", {}).get("flow", "dis"))
+        videos = described(found)
+        lines.append(line(row.text, row.paper, found.get("mean"), missing, videos))
+        for n, (mawe, clip) in STABILITY.items() if row.stability else ():
+            theirs, ours = {"mawe_paper": mawe, "clip_score": clip}, found.get("stability", {}).get(str(n))
+            shown = missing if not found else "too short, or not measured"
+            lines.append(line(f"{row.text}, first {n} frames", theirs, ours, shown, videos))
+    notes = [note for flow in sorted(flows or {"dis"}) if (note := flow_note(flow))]
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+
+
+def line(text: str, paper: dict[str, float], ours: dict[str, float] | None, missing: str, videos: str) -> str:
+    """A row of the table; ``missing`` stands where there is no value of ours."""
+    theirs = ", ".join(f"{metric} {value:g}" for metric, value in paper.items()) or "–"
+    shown = {} if ours is None else {metric: ours[metric] for metric in paper or ours if metric in ours}
+    mine = ", ".join(f"{metric} {value:.4g}" for metric, value in shown.items()) or missing
+    return f"| {text} | {theirs} | {mine} | {videos} |"
+
+
+def described(found: dict[str, Any]) -> str:
+    """Which videos a result file is of."""
+    if not found:
+        return ""
+    other = "" if found["preset"] == MODELSCOPE.name else f" of {found['preset']!r}, not comparable"
+    return f"{found['prompts']} x {found['frames']} frames, {found['prompts_file']}{other}"

@@ -24,6 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from st2v_lib import __version__
+from st2v_lib.baselines import RIVALS
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import UserError
 from st2v_lib.evaluation.generate import base_chunks, video_seed
@@ -71,6 +72,12 @@ def weights_hash(folder: Path, parts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(used).encode()).hexdigest()
 
 
+def used(parts: Sequence[str], cfg: StreamingT2VConfig) -> list[str]:
+    """Those of the suite's components that an arm of this config runs: a new APM leaves arms without it alone."""
+    idle = {"cam", *RIVALS} - {cfg.conditioning} | ({"apm"} if cfg.apm is None else set())
+    return [part for part in parts if part not in idle]
+
+
 def unet_hash(folder: Path) -> str:
     """The SHA-256 of the base model's weights."""
     return sha256(next((folder / "unet").glob("*.safetensors")))
@@ -110,7 +117,7 @@ def open_runs(
             identity = {
                 "suite": suite.name, "arm": arm.name, "split": split, "seed": seed, "scoring": SCORING,
                 "options": dataclasses.asdict(dataclasses.replace(options, frames=frames)), "how": arm.how,
-                "training": arm.record, "weights_sha256": weights_hash(place, suite.parts),
+                "training": arm.record, "weights_sha256": weights_hash(place, used(suite.parts, cfg)),
                 "config": relevant(cfg, suite), **({"dtype": str(pipelines.dtype)} if pipelines.dtype else {}),
             }  # fmt: skip
             found.append((arm, seed, Run(folder, f"{suite.name}/{arm.name}-{split}{kind}-seed{seed}", identity)))
