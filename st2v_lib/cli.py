@@ -30,6 +30,7 @@ DRAWINGS = (
 PAPER_ROWS = (
     "table1", "apm-off", "blending-B", "blending-B+S", "blending", "low-resolution", "conc-cond", "add-cond",
 )  # fmt: skip
+FLOWS = ("dis", "farneback", "raft")
 DTYPES = ("fp16", "bf16", "fp32")
 RUNG_NAMES = ("fastest", "16 GB", "smallest")
 DEMO_DIR = Path("outputs/demo")
@@ -155,7 +156,7 @@ def _add_metrics(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("video", type=Path, metavar="VIDEO", help="mp4, folder of png or jpg, .npy or .npz")
     parser.add_argument("--prompt", help="the prompt it was made from, for the scores that need one")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--flow", choices=("dis", "farneback", "raft"), help="flow estimator (default: dis)")
+    parser.add_argument("--flow", choices=FLOWS, help="flow estimator (default: dis)")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="another CLIP than the sprite world's small one")
     parser.add_argument("--min-scene-len", type=int, metavar="N", help="of SCuts (default: 15, PySceneDetect's)")
     parser.add_argument("--lpips", action="store_true", help="add LPIPS to the first frame (needs the package lpips)")
@@ -195,6 +196,7 @@ def _add_paper(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--frames", type=int, default=240, metavar="N", help="length of each video (default: 240)")
     parser.add_argument("--seed", type=int, default=0, help="of the first video (default: 0)")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="a public CLIP for the CLIP score")
+    parser.add_argument("--flow", choices=FLOWS, default="dis", help="default: dis; the paper's is raft (torchvision)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where videos go (default: outputs/paper)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="result files (default: data/results/paper)")
     parser.add_argument("--estimate", action="store_true", help="say what it would take, and stop")

@@ -49,9 +49,9 @@ LOW_SECONDS, ALL_SECONDS = 340.0, 1610.0  # 240 frames on an A100, as the releas
 VIDEO_GB = {False: 0.004, True: 0.04}  # a 240-frame mp4 at 256 and at 720 pixels, a generous guess
 NOT_POSSIBLE = "not run: needs weights that nobody released"
 FLOW_NOTE = (
-    "flow: {flow} in place of the paper's RAFT-large. MAWE and flow deviation follow the estimator: compare them between "
-    "rows measured alike, not with the paper's numbers, of which only the order can agree. --flow raft, with "
-    "torchvision, is the paper's protocol. SCuts do not depend on flow; the CLIP score depends on --clip."
+    "flow: {flow} in place of the paper's RAFT-large. MAWE and flow deviation follow the estimator: compare them "
+    "between rows measured alike; of the paper's numbers only the order can agree. --flow raft takes its estimator, "
+    "where torchvision is. SCuts do not depend on flow; the CLIP score depends on --clip."
 )
 
 

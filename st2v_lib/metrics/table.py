@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from st2v_lib.errors import UserError
-from st2v_lib.metrics.base import MetricResult, undefined
+from st2v_lib.metrics.base import MetricResult, mean, undefined
 from st2v_lib.metrics.clip_score import (
     agreement,
     clip_protocol,
@@ -58,6 +58,7 @@ def measure(
     seams: Sequence[int] = (),
     overlaps: Sequence[tuple[int, int]] = (),
     lpips: Callable | None = None,
+    prefixes: Sequence[int] = (),
 ) -> dict[str, MetricResult]:
     """Run every metric on one video, in memory that hardly grows with its length.
 
@@ -77,6 +78,8 @@ def measure(
         seams: first frame of each chunk but the first, for the seam number of the x-t slice and CLIP scores by chunk.
         overlaps: frames that two chunks share, (first, one after the last): see ``high_pass`` and ``flow_smoothness``.
         lpips: network of ``lpips_distance.load_lpips``; None leaves that metric out.
+        prefixes: numbers of frames; MAWE and the CLIP score of so many first ones, as far as the video has them, join
+            their protocols as ``"of_first_frames"``.
 
     Returns:
         Results by name. Metrics without a value on this video (a single frame, no motion) are NaN and say why. Results
@@ -142,7 +145,11 @@ def measure(
 
     settings = flow_protocol(flow, None, size)
     floor = MOTION_FLOOR if motion_floor is None else motion_floor
-    results = [mawe_of(terms[variant], variant, settings, motion_floor=floor) for variant in VARIANTS]
+    score = lambda variant, n: mawe_of(terms[variant][: n - 1], variant, settings, motion_floor=floor)  # noqa: E731
+    results = [score(variant, len(looks)) for variant in VARIANTS]
+    prefixes = [n for n in prefixes if 2 <= n <= len(looks)]
+    for result, variant in zip(results, VARIANTS) if prefixes else ():
+        result.protocol["of_first_frames"] = {n: score(variant, n).value for n in prefixes}
     results += [warp_error_of([error for error, _, _ in terms["code"]], settings), motion_of(lengths, settings)]
     results.append(high_pass_of(correlations, settings, overlaps))
     if not lengths:
@@ -153,6 +160,8 @@ def measure(
         results.append(xt_seam_of(lines, seams))
     if text is not None:
         results.append(clip_score_of(scores, prompt, clip_protocol(clip[0], preprocess), seams))
+        if prefixes:
+            results[-1].protocol["of_first_frames"] = {n: mean(scores[:n]) for n in prefixes}
     if lpips is not None:
         results.append(lpips_of(lpips_values, lpips))
     drift_settings = {"motion": settings}
