@@ -1,4 +1,7 @@
-"""The skeleton that all notebooks share: what a reader can count on in each of them."""
+"""The skeleton that all notebooks share: what a reader can count on in each of them.
+
+``python tests/test_notebooks_lint.py`` prints how many cells of prose each notebook has for a cell of code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ TAGS = {
     "nbval-check-output", "nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception",
     "hide-input",
 }  # fmt: skip
-MAX_BYTES, MAX_LINES, MEDIAN_LINES, PROSE = 500_000, 40, 10, 1.5
+MAX_BYTES, MAX_LINES, MEDIAN_LINES, PROSE = 500_000, 40, 10, 1.7
+PLACE = re.compile(r"§|\b(?:Sec|eq|Fig|Tab)\. ?\d")  # in the paper
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(home|Users|root|work|tmp|mnt|opt|var|content|usr)/|[A-Z]:\\\\")
 MEDIA = {"image/png", "image/gif", "text/plain", "text/html"}
 
@@ -47,6 +51,17 @@ def outputs(path: Path) -> list[dict]:
 
 def is_solution(path: Path) -> bool:
     return path.parent.name == "solutions"
+
+
+def lessons(path: Path) -> list[str]:
+    """The prose cells of a lesson; a solution has answers only, and is no lesson."""
+    if is_solution(path):
+        pytest.skip("a solution")
+    return [source(cell) for cell in cells(path, "markdown")]
+
+
+def prose_per_code(path: Path) -> float:
+    return len(cells(path, "markdown")) / len(cells(path, "code"))
 
 
 def test_title_and_badge_come_first(path):
@@ -81,7 +96,34 @@ def test_code_is_short_and_explained(path):
     lines = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in code]
     assert max(lines) <= MAX_LINES and statistics.median(lines) <= MEDIAN_LINES, lines
     least = 1.0 if is_solution(path) else PROSE
-    assert len(prose) >= least * len(code), f"{len(prose)} markdown cells for {len(code)} code cells"
+    assert prose_per_code(path) >= least, f"{len(prose)} markdown cells for {len(code)} code cells"
+
+
+def test_it_begins_with_what_why_and_how_long(path):
+    first = lessons(path)[0]
+    places = [first.find(word) for word in ("**You will learn**", "**Needs** ", "**Takes** ")]
+    assert -1 not in places and places == sorted(places), "title, badge, You will learn, Needs, Takes"
+    assert re.search(r"minute|hour", first[places[2] :]), "Takes says the minutes"
+
+
+def test_it_says_what_the_paper_claims_and_where(path):
+    claims = [cell for cell in lessons(path) if cell.startswith("## What the paper ")]
+    assert claims, "a cell that begins with '## What the paper claims (§…)'"
+    assert PLACE.search(claims[0]), "name the section, equation, figure or table"
+
+
+def test_exercises_have_a_checker_and_a_solution(path):
+    prose = lessons(path)
+    assert any(re.match(r"## (\d+ · )?Exercise", cell) for cell in prose), "## Exercise, or ## Exercises"
+    assert any("checks.attempt(" in source(cell) for cell in cells(path, "code")), "checks.attempt(checker, function)"
+    assert f"](solutions/{path.name})" in "".join(prose), f"a link to solutions/{path.name}"
+    assert (path.parent / "solutions" / path.name).is_file()
+
+
+def test_it_ends_with_summary_differences_and_what_next(path):
+    ends = ("## Summary", "## What differs from the paper", "## What next")
+    last = [cell.splitlines()[0] for cell in lessons(path)[-3:]]
+    assert all(line.startswith(end) for line, end in zip(last, ends)), f"it ends with {last}"
 
 
 def test_every_cell_was_run_in_order_without_error(path):
@@ -105,3 +147,8 @@ def test_outputs_are_small_and_seen_everywhere(path):
 
 def test_no_warnings_in_the_outputs(path):
     assert not [o for o in outputs(path) if o.get("name") == "stderr"], "a warning or a progress bar was saved"
+
+
+if __name__ == "__main__":
+    for file in NOTEBOOKS:
+        print(f"{prose_per_code(file):.2f}  {file.relative_to(ROOT / 'notebooks').as_posix()}")
