@@ -44,7 +44,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from st2v_lib import __version__
-from st2v_lib.bases.separate_unet import separate_unet
+from st2v_lib.bases.separate_unet import separate_steps
 from st2v_lib.checks import Prompt, check_count, check_sampling, prompt_ranges
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.drift_watch import DriftLimits, chunk_look, drift_warnings
@@ -410,8 +410,9 @@ class Session:
                 given = dict(self.header.get("base", {}))
                 if plan.guidance_scale != self.cfg.sampling.guidance_scale:  # changed since the session was begun
                     given["guidance_scale"] = plan.guidance_scale
-                base = separate_unet(self.pipe, self.header["negative_prompt"], base_sampling(**given))
-                first = base(plan.prompt_at(0), plan.seed)
+                first = yield from separate_steps(
+                    self.pipe, plan.prompt_at(0), plan.seed, self.header["negative_prompt"], base_sampling(**given)
+                )
             else:
                 first = yield from base_steps(models, self.cfg.replace(sampling=numbers), text, null, plan.seed)
             return first, start_stream(models, first, plan.seed, None, self.carried)

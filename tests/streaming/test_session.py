@@ -405,6 +405,9 @@ def test_steps_and_guidance_reach_a_base_of_its_own(pipe, tmp_path):
         session = Session.create(tmp_path / "s", pipe, PROMPT, 24, SEED, enhance=False, **given)
         assert calls(Session.open(tmp_path / "s", pipe).run()) == 3
         assert torch.equal(made[1].low, made[0])
+        other = Session.create(tmp_path / "o", pipe, PROMPT, 16, SEED, enhance=False, **given)
+        steps = [event for event in other.steps() if isinstance(event, StepState)]
+        assert [step.index for step in steps] == [0, 1, 2] and torch.equal(other.low_frames(), made[0])
         calls(session.branch(tmp_path / "b", 0, guidance_scale=5.0).run())
         calls(pipe.stream(PROMPT, 24, SEED, progress=False, num_inference_steps=3, guidance_scale=5.0))
         assert torch.equal(made[2].low, made[3]) and not torch.equal(made[2].low, made[0])
