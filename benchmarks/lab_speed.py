@@ -1,6 +1,6 @@
 """How long the ablation lab takes to answer: both arms of its default state, measured as the panel runs them.
 
-    python benchmarks/lab_speed.py [--repeat 3] [--threads 2]
+    python benchmarks/lab_speed.py [--repeat 3] [--threads 2] [--all]
 
 A reader waits for both videos and their scores; the budget is 15 seconds on two cores. The networks are loaded before,
 and the quickest of the repetitions is shown. ``load`` is what the machine was busy with before the first of them: a
