@@ -102,6 +102,15 @@ def test_a_run_resumes_and_merges(tmp_path):
     assert read_results(tmp_path, "apm") == []
 
 
+def test_numbers_of_many_digits_in_an_identity_are_the_same_when_read_back(tmp_path):
+    """A trained arm's record has a loss."""
+    identity = {"training": {"loss": 0.38069748878479004, "spread": float("nan")}}
+    run = Run(tmp_path, "cam/cam", identity)
+    run.add([{"index": 0, "seconds": 1.0, "values": {}}], {})
+    run.merge()
+    assert list(Run(tmp_path, "cam/cam", identity).videos) == [0]
+
+
 def test_a_run_made_otherwise_is_refused(tmp_path):
     Run(tmp_path, "cam/none", {"seed": 0, "weights_sha256": "a"}).add([video(0)], {})
     with pytest.raises(UserError, match="other weights_sha256"):

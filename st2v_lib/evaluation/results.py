@@ -33,7 +33,7 @@ class Run:
     def __init__(self, folder: Path, name: str, identity: dict[str, Any]):
         self.path = Path(folder) / f"{name}.json"
         self.parts = self.path.with_suffix(".parts")
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(plain(identity)))  # as it is read back
         self.videos: dict[int, dict[str, Any]] = {}
         self.made_with: list[dict[str, Any]] = []
         for file in [self.path, *sorted(self.parts.glob("*.json"))]:
