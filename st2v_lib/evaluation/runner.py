@@ -148,8 +148,10 @@ def probe(suite: Suite, pipe, batch: int) -> float:
     cfg = pipe.cfg
     if "enhancer" in suite.parts:
         cells = cfg.enhancer.size // cfg.vae.downscale
-        x = torch.zeros(1, cfg.unet.in_channels, cfg.enhancer.chunk_frames, cells, cells, device=pipe.device)
-        text = pipe.encode_text("a red circle")
+        x = torch.zeros(1, cfg.unet.in_channels, cfg.enhancer.chunk_frames, cells, cells).to(
+            pipe.device, pipe.enhancer.dtype
+        )
+        text = pipe.encode_text("a red circle").to(pipe.device, pipe.enhancer.dtype)
         pipe.enhancer(x, 100, text)
         start = time.perf_counter()
         pipe.enhancer(x, 100, text)
