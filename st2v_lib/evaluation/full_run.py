@@ -25,6 +25,7 @@ CLIPS = 16_000
 CURVE = (1_000, 4_000)  # smaller budgets of the learning curve
 RIVALS = ("concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned")
 CARRIED = ("cam_1", "cam_2", "cam_4")
+UNET_ALONG = ("apm_unet", "apm_unet_null")
 SEEDS = (0, 1, 2)  # of training
 LONGEST = ("full", "no_apm", "last_frame_clip", "rendering")
 
@@ -47,7 +48,7 @@ def training(weights: Path, arms: Path, scale: float) -> list[list[str]]:
         for clips in CURVE:
             for arm in ("cam", *RIVALS):
                 add(arm, seed, clips, weights)
-        for arm in ("apm", "apm_null"):
+        for arm in ("apm", "apm_null", *(UNET_ALONG if seed == SEEDS[0] else ())):
             add(arm, seed, CLIPS, base)
     for arm in CARRIED:
         add(arm, 0, CLIPS, weights)
