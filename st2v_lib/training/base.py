@@ -25,6 +25,7 @@ from st2v_lib.training.data import Captioner, growing_pool
 from st2v_lib.training.diffusion import DiffusionStep, at_random_levels, weighted_mse
 
 TEXT_DROPOUT = 0.1
+DETAILED = 0.5  # captions that tell size, shade and pattern
 IN_SIGHT = 0.8  # clips that begin with a sprite in sight, as a first chunk should
 TEMPORAL = ("transformer_in", "temp_attentions", "temp_convs")  # in the names of its temporal layers
 TURNS = ((16, 8), (16, 8), (16, 8), (1, 64))  # frames and batch size of the steps, in turn
@@ -80,7 +81,7 @@ class ImageStep(DiffusionStep):
 
 def make_image_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n`` of single frames, from a pool in which each is used sixteen times on average."""
-    captions, count = Captioner(), max(1, round(IMAGES * batch_scale))
+    captions, count = Captioner(DETAILED), max(1, round(IMAGES * batch_scale))
     stills = growing_pool(seed, 3, batch_scale, IMAGE_PREFILL, vae=vae, segment=1, capacity=STILLS)
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:
@@ -113,7 +114,7 @@ class BaseStep(DiffusionStep):
 
 def make_batch(vae: PatchedAutoencoderKL, seed: int = 0, batch_scale: float = 1.0):
     """Batch number ``n``: clips and single frames in turn; ``batch_scale`` multiplies their number."""
-    captions = Captioner()
+    captions = Captioner(DETAILED)
     clips = growing_pool(seed, 0, batch_scale, vae=vae)
     stills = growing_pool(seed, 3, batch_scale, IMAGE_PREFILL // 2, vae=vae, segment=1, capacity=STILLS)
 

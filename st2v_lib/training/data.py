@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from st2v_lib.backbone import PatchedAutoencoderKL, encode_frames
 from st2v_lib.enhancer import upscale
 from st2v_lib.training.common import fast_math
-from st2v_lib.world.captions import make_tokenizer, sparse_caption, tokenize
+from st2v_lib.world.captions import detailed_caption, make_tokenizer, sparse_caption, tokenize
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import HIDING_MOTIONS, Scene, sample_scene
 
@@ -193,14 +193,20 @@ def growing_pool(seed: int, salt: int, batch_scale: float = 1.0, prefill: int | 
 
 
 class Captioner:
-    """Token ids of sparse captions in random training wordings."""
+    """Token ids of captions in random training wordings: sparse ones, and a share of detailed ones."""
 
-    def __init__(self) -> None:
-        self.tokenizer, self.known = make_tokenizer(), {}
+    def __init__(self, detailed: float = 0.0) -> None:
+        self.tokenizer, self.known, self.detailed = make_tokenizer(), {}, detailed
 
     def __call__(self, scenes: list[Scene], rng: random.Random, dropout: float) -> torch.Tensor:
         """Ids ``(n, text_len)``; with probability ``dropout`` a caption is empty."""
-        texts = ["" if rng.random() < dropout else sparse_caption(s, rng.randrange(99)) for s in scenes]
+        texts = ["" if rng.random() < dropout else self.caption(s, rng) for s in scenes]
         if new := list({t for t in texts if t not in self.known}):
             self.known |= zip(new, tokenize(self.tokenizer, new).tolist())
         return torch.tensor([self.known[t] for t in texts])
+
+    def caption(self, scene: Scene, rng: random.Random) -> str:
+        """One of the two kinds."""
+        if self.detailed and rng.random() < self.detailed:
+            return detailed_caption(scene, rng.randrange(99), rng)
+        return sparse_caption(scene, rng.randrange(99))

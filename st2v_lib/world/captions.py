@@ -1,8 +1,9 @@
 """Captions of scenes, the vocabulary they use, and their tokenizer.
 
 The *sparse* caption is the prompt: shape and colour of each sprite, motion, kind and colour of the background. The
-*dense* caption of one frame names all that the frame shows; only the small CLIP is trained on it, and its extra words
-stay out of prompts.
+*detailed* one has size, shade and pattern besides, as people's captions say now more and now less; the base is trained
+on both, so that it can be told these by words, or by the anchor. The *dense* caption of one frame names all that the
+frame shows, places too; only the small CLIP is trained on it.
 """
 
 from __future__ import annotations
@@ -54,12 +55,36 @@ def sparse_caption(scene: Scene, wording: int = 0, held_out: bool = False) -> st
         wording: index into the wordings, wrapped around.
         held_out: use the wordings that training never sees.
     """
-    wordings = HELD_OUT_WORDINGS if held_out else WORDINGS
     g = scene.background
     ground = f"plain {g.colour}" if g.kind == "plain" else f"{g.colour} {g.kind}"
-    sprites = " and ".join(f"a {s.colour} {s.shape}" for s in scene.sprites)
-    verb = VERBS[scene.motion][len(scene.sprites) > 1]
-    return wordings[wording % len(wordings)].format(s=sprites, v=verb, g=ground)
+    sprites = [f"a {s.colour} {s.shape}" for s in scene.sprites]
+    return _sentence(scene, sprites, ground, HELD_OUT_WORDINGS if held_out else WORDINGS, wording)
+
+
+def detailed_caption(scene: Scene, wording: int, rng: random.Random, share: float = 0.6) -> str:
+    """A prompt that says more: each of size, shade, pattern and the background's shade with probability ``share``."""
+    told = lambda word: f"{word} " if rng.random() < share else ""  # noqa: E731
+    sprites = []
+    for s in scene.sprites:
+        details = told(_level(_relative_size(s), SIZES)) + told(_level(s.shade, SHADES)) + told(s.pattern)
+        sprites.append(f"a {details}{s.colour} {s.shape}")
+    g = scene.background
+    ground = told(_level(g.shade, SHADES)) + (f"plain {g.colour}" if g.kind == "plain" else f"{g.colour} {g.kind}")
+    return _sentence(scene, sprites, ground, WORDINGS, wording)
+
+
+def _sentence(scene: Scene, sprites: list[str], ground: str, wordings: tuple[str, ...], wording: int) -> str:
+    verb = VERBS[scene.motion][len(sprites) > 1]
+    return wordings[wording % len(wordings)].format(s=" and ".join(sprites), v=verb, g=ground)
+
+
+def _level(value: float, names: tuple[str, ...]) -> str:
+    return names[min(int(float(value) * len(names)), len(names) - 1)]
+
+
+def _relative_size(sprite) -> float:
+    low, high = SIZE_RANGE
+    return (sprite.size - low) / (high - low)
 
 
 def dense_caption(scene: Scene, position, visible, rng: random.Random | None = None) -> str:
@@ -71,26 +96,24 @@ def dense_caption(scene: Scene, position, visible, rng: random.Random | None = N
         rng: leaves phrases out at random, so that the parts are learnt apart; ``None`` keeps all.
     """
     keep = lambda p: rng is None or rng.random() < p  # noqa: E731
-    level = lambda v, names: names[min(int(float(v) * len(names)), len(names) - 1)]  # noqa: E731
-    low, high = SIZE_RANGE
     parts = []
     for i, s in enumerate(scene.sprites):
         if float(visible[i]) < 0.12:
             continue
         words = ["part"] if float(visible[i]) < 0.75 else []
         if float(visible[i]) >= 0.75 and keep(0.9):
-            words.append(level((s.size - low) / (high - low), SIZES))
+            words.append(_level(_relative_size(s), SIZES))
         if keep(0.9):
-            words.append(level(s.shade, SHADES))
+            words.append(_level(s.shade, SHADES))
         if keep(0.9):
             words.append(s.pattern)
         words += [s.colour, s.shape]
         if keep(0.7):
             x, y = (min(max(float(v), 0.0), 0.999) for v in position[i])
-            words += ["at", level(y, ROWS), level(x, COLUMNS)]
+            words += ["at", _level(y, ROWS), _level(x, COLUMNS)]
         parts.append(" ".join(words))
     g = scene.background
-    ground = f"{level(g.shade, SHADES)} {g.colour} {g.kind}" if keep(0.9) else f"{g.colour} {g.kind}"
+    ground = f"{_level(g.shade, SHADES)} {g.colour} {g.kind}" if keep(0.9) else f"{g.colour} {g.kind}"
     text = f"{' and '.join(parts) or 'nothing'} over {ground}"
     return f"{text} with pillar" if scene.has_pillar else text
 
