@@ -12,6 +12,7 @@ looked for when a rival is first used.
 | ``"cam"`` | ``st2v_lib/cam.py`` | the paper's |
 
 ``cfg.replace(anchor="last")`` (``last_frame_clip.py``) is last-frame CLIP conditioning in place of the fixed anchor.
+``free_noise.py`` does not stream: it makes all frames at once from the noise of one chunk.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from st2v_lib.backbone import decode_latents, vae_downscale
+from st2v_lib.baselines.free_noise import reschedule_noise, windowed_attention
 from st2v_lib.sampling import Contexts, chunk_generator, denoise_chunk, make_predictor, make_scheduler, randn
 from st2v_lib.streaming import Models, StreamState, next_chunk, start_stream
 
@@ -60,6 +61,25 @@ def base_chunks(pipe, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         chunk_generator(seeds[0], 0),
     )
     return decode_latents(models.vae, latents, 64).float().cpu()
+
+
+@torch.no_grad()
+def free_noise_videos(pipe, prompts: Sequence[str], seeds: Sequence[int], num_frames: int) -> Tensor:
+    """FreeNoise's videos, ``n f 3 h w`` in [-1, 1] on the CPU; the noise of :func:`base_chunks` over and over."""
+    models, s, chunk = models_of(pipe), pipe.cfg.sampling, pipe.cfg.chunk_frames
+    noise = noise_of(models, seeds, 0, chunk, pipe.cfg.size)
+    long = [reschedule_noise(one[None], num_frames, chunk_generator(seed, 1)) for one, seed in zip(noise, seeds)]
+    with windowed_attention(models.unet, chunk):
+        latents = denoise_chunk(
+            make_predictor(models.unet),
+            models.scheduler,
+            torch.cat(long),
+            Contexts(tokens(pipe, prompts), nulls(pipe, len(prompts)), scale=s.guidance_scale),
+            s.num_inference_steps,
+            s.eta,
+            chunk_generator(seeds[0], 0),
+        )
+    return torch.cat([decode_latents(models.vae, one[None], 64).float().cpu() for one in latents])
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Long videos from prompts: what is still as captioned at the end, what is lost, what drifts, whether it moves.
 
 Arms: the shipped memories; the same without APM; with the last frame as the anchor (the rivals' CLIP conditioning),
-where errors may add up; independent chunks; and true renderings of the same length, which bound every score.
+where errors may add up; independent chunks; FreeNoise, all frames at once from the noise of one chunk; and true
+renderings of the same length, which bound every score.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from st2v_lib.evaluation.cases import Case, any_case
-from st2v_lib.evaluation.generate import base_chunks, continue_videos
+from st2v_lib.evaluation.generate import base_chunks, continue_videos, free_noise_videos
 from st2v_lib.evaluation.scoring import (
     background_shade_error,
     caption_values,
@@ -27,6 +28,7 @@ STREAM = 7
 ARMS = (
     Arm("full"), Arm("rendering", how={"source": "rendering"}), Arm("no_apm", {"apm": None}),
     Arm("last_frame_clip", {"anchor": "last"}), Arm("none", {"conditioning": "none", "apm": None}),
+    Arm("free_noise", {"conditioning": "none", "apm": None}, how={"source": "free_noise"}),
 )  # fmt: skip
 GUIDANCE_ARMS = tuple(Arm(f"guidance{g:g}", sampling={"guidance_scale": g}) for g in (1.0, 1.5, 2.0, 3.0, 5.0, 7.5))
 PREFIXES = (120, 140, 160, 180, 200, 220, 240, 480, 720, 960, 1200)  # frames; the first six are the paper's
@@ -36,9 +38,12 @@ WINDOW = 16
 def run(bench: Bench, cases: list[Case], seeds: list[int]) -> list[Scored]:
     """Windows of 16 frames at the start, at 224-239 and at the end; series over the whole length."""
     prompts, frames = [c.prompt for c in cases], bench.frames
-    if bench.arm.how.get("source") == "rendering":
+    source = bench.arm.how.get("source")
+    seams = list(range(bench.pipe.cfg.chunk_frames, frames, bench.pipe.cfg.chunk_frames // 2))
+    if source == "rendering":
         videos = [c.frames(frames, bench.pipe.cfg.size) for c in cases]
-        seams = list(range(bench.pipe.cfg.chunk_frames, frames, bench.pipe.cfg.chunk_frames // 2))
+    elif source == "free_noise":
+        videos = list(free_noise_videos(bench.pipe, prompts, seeds, frames))
     else:
         first = base_chunks(bench.pipe, prompts, seeds)
         stream = continue_videos(bench.pipe, prompts, first, seeds, frames)

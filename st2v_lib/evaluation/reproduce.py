@@ -50,7 +50,7 @@ LONG_COLUMNS = (
     Column("drift_contrast_signed_share", "contrast drift", percent=True),
     Column("drift_contrast_abs_share", "contrast drift, size", -1, percent=True),
 )  # fmt: skip
-LONG_ARMS = ("full", "no_apm", "last_frame_clip", "none", "rendering")
+LONG_ARMS = ("full", "no_apm", "last_frame_clip", "none", "free_noise", "rendering")
 BLENDING_COLUMNS = (
     Column("flow_deviation", "flow deviation, px", -1), Column("flow_deviation_over_true", "less the true one"),
     Column("psnr", "PSNR, dB", 1), Column("fine_energy", "fine energy over true"),

@@ -2,7 +2,8 @@
 
 The paper compares released models, each with a base, data and a size of its own. Here the ways to carry a video on that
 they stand for share one base, at equal budget (``paper.STANDS_FOR``). Rivals of CAM are trained and tested in the suite
-``cam``, from the same first chunk; last-frame CLIP conditioning and independent chunks also in ``long``, at 240 frames.
+``cam``, from the same first chunk; last-frame CLIP conditioning, FreeNoise and independent chunks in ``long``, at 240
+frames.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COLUMNS = (
     Column("motion", "motion, px"),
 )  # fmt: skip
 ARMS = {  # suite -> rows in the order of the paper, and the row that others are compared with
-    "long": (("last_frame_clip", "none", "no_apm", "full", "rendering"), "full"),
+    "long": (("free_noise", "last_frame_clip", "none", "no_apm", "full", "rendering"), "full"),
     "cam": (
         ("concat_cond", "add_cond", "none", "cam", "cam-shipped", "full-shipped", "rendering"),
         "cam",
