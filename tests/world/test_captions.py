@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from st2v_lib.errors import UserError
+from st2v_lib.training.data import Captioner
 from st2v_lib.world.captions import (
     DENSE_ONLY,
     HELD_OUT_WORDINGS,
@@ -13,6 +14,7 @@ from st2v_lib.world.captions import (
     WORDINGS,
     check_prompt,
     dense_caption,
+    detailed_caption,
     make_tokenizer,
     parse_prompt,
     sparse_caption,
@@ -69,6 +71,26 @@ def test_vocabulary_covers_all_captions(tokenizer):
 def test_sparse_captions_leave_identity_out():
     for i, scene in enumerate(SCENES):
         assert not set(sparse_caption(scene, i).split()) & set(DENSE_ONLY)
+
+
+def test_detailed_captions_say_the_same_and_more(tokenizer):
+    rng, unknown = random.Random(0), tokenizer.convert_tokens_to_ids("<unknown>")
+    for i, scene in enumerate(SCENES):
+        assert detailed_caption(scene, i, rng, share=0.0) == sparse_caption(scene, i)
+        text = detailed_caption(scene, i, rng, share=1.0)
+        assert parse_prompt(text) == parse_prompt(sparse_caption(scene, i))
+        for sprite in scene.sprites:
+            assert f"{sprite.pattern} {sprite.colour} {sprite.shape}" in text
+        ids = tokenizer(text).input_ids
+        assert len(ids) <= TEXT_LEN and unknown not in ids
+
+
+def test_a_share_of_training_captions_is_detailed():
+    captions, plain = Captioner(detailed=0.5), Captioner()
+    scene, rng = SCENES[0], random.Random(0)
+    told = [bool(set(captions.caption(scene, rng).split()) & set(DENSE_ONLY)) for _ in range(400)]
+    assert 0.4 < sum(told) / 400 < 0.55
+    assert not any(set(plain.caption(scene, rng).split()) & set(DENSE_ONLY) for _ in range(50))
 
 
 def test_dense_captions_name_what_the_frame_shows():
