@@ -8,6 +8,7 @@ state to resume from.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import shutil
 from pathlib import Path
@@ -304,10 +305,19 @@ def quiet(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def save(module: torch.nn.Module, folder: Path) -> None:
-    """Writes a component as fp16 safetensors in diffusers' layout, leaving the module in float32.
+STEP = 0.08  # of what weights are rounded to, over their tensor's spread; the base's loss rises by 0.1 to 0.6 %
+FEW = 2000  # elements of a tensor that is not rounded
 
-    Weights are first rounded to bfloat16, eight digits as in the products of training: git packs that a sixth smaller.
+
+@torch.no_grad()
+def save(module: torch.nn.Module, folder: Path) -> None:
+    """Writes a component as fp16 safetensors in diffusers' layout, rounded so that git packs it to half its size.
+
+    The module is left as it was: training goes on from its own weights.
     """
-    common.save_folder(folder, module.bfloat16().half().save_pretrained)
-    module.float()
+    packed = copy.deepcopy(module).cpu()
+    for weight in packed.parameters():
+        if weight.numel() >= FEW and weight.std() > 0:
+            step = 2.0 ** (STEP * weight.std()).log2().floor()
+            weight.copy_((weight / step).round() * step)
+    common.save_folder(folder, packed.half().save_pretrained)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import nn
 
 from st2v_lib import cli as command_line
-from st2v_lib.backbone import encode_frames, make_unet, make_vae
+from st2v_lib.backbone import StreamingUNet, encode_frames, make_unet, make_vae
 from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.errors import UserError
@@ -606,3 +607,22 @@ def test_where_no_graph_can_be_recorded_training_goes_on(monkeypatch):
         passes({"x": torch.ones(2)})
     passes({"x": torch.full((2,), 3.0)})
     assert line.w.grad.item() == 6, "fresh gradients, not a sum"
+
+
+@torch.no_grad()
+def test_saved_weights_are_rounded_to_pack_well_and_training_keeps_its_own(tmp_path):
+    torch.manual_seed(0)
+    net = make_unet(TINY.unet)
+    names = dict(net.named_parameters())
+    big, zero = names["mid_block.resnets.0.conv1.weight"], names["mid_block.temp_convs.0.conv4.3.weight"]
+    big.copy_(torch.randn_like(big)), zero.zero_()
+    before = {name: p.clone() for name, p in names.items()}
+    cli.save(net, tmp_path / "unet")
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    saved = StreamingUNet.from_pretrained(tmp_path / "unet").state_dict()
+    kept = saved["mid_block.resnets.0.conv1.weight"]
+    assert 0.01 < (kept - big).std() < 0.03 and len(kept.unique()) < 300  # of a spread of one
+    assert not saved["mid_block.temp_convs.0.conv4.3.weight"].any()
+    few = names["conv_out.bias"]
+    torch.testing.assert_close(saved["conv_out.bias"], few.half().float(), rtol=0, atol=0)
+    assert len(zlib.compress(kept.half().numpy().tobytes())) < 0.65 * len(zlib.compress(big.half().numpy().tobytes()))
