@@ -94,7 +94,7 @@ def motion(results: Path, split: str, out: Path) -> str:
     if not found:
         return "\n".join([*parts, not_run("cam", split)])
     for k, group in enumerate(found):
-        figure, axes = _figure(1, 1, 5.5, 3.6)
+        figure, axes = _figure(1, 1, 6.5, 3.6)
         rows = []
         for arm in group.rows:
             bend, moved = (interval(list(group.values(arm, v).values())) for v in ("seam_bend", "motion_over_true"))
@@ -104,7 +104,7 @@ def motion(results: Path, split: str, out: Path) -> str:
         axes[0][0].axhline(1, color="black", lw=0.6)
         axes[0][0].set(xlabel="bend at seams, px", ylabel="motion over the true one", title=group.title)
         axes[0][0].title.set_fontsize(8)
-        axes[0][0].legend(fontsize=7)
+        figure.legend(loc="outside right upper", fontsize=7)  # beside the axes: the error bars fill them
         name = f"motion-{k}.png"
         figure.savefig(out / name, dpi=110)
         head = ["arm", "bend at seams, px ↓", "motion over the true one"]
