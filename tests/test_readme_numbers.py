@@ -81,7 +81,8 @@ def in_the_paper(claim: paper.Claim) -> str:
     if claim.value == "scuts" and {claim.a, claim.b} <= set(paper.SCUTS):
         return f"{paper.SCUTS[claim.a]:g} : {paper.SCUTS[claim.b]:g}"
     if claim.value == "flow_deviation":
-        return f"{paper.FLOW_DEVIATION[claim.a]:g} : {paper.FLOW_DEVIATION[claim.b]:g}"
+        a, b = (paper.FLOW_DEVIATION[arm.split("@")[0]] for arm in (claim.a, claim.b))  # arm@level
+        return f"{a:g} : {b:g}"
     if claim.a == "apm":
         return f"{paper.APM['with']} : {paper.APM['without']}"
     if column is None or claim.b not in paper.STANDS_FOR:
