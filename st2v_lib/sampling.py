@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from st2v_lib.apm import apm_processors, holding
 from st2v_lib.backbone import StreamingUNet
 from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
-from st2v_lib.config import SchedulerConfig
+from st2v_lib.config import SamplingConfig, SchedulerConfig
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (n b) c f h w, timestep, tokens (n b) l d -> prediction
 
@@ -123,6 +123,26 @@ def randn(shape: tuple[int, ...], generator: torch.Generator | None, like: Tenso
     """Standard normal float32 noise, drawn on the CPU by contract and then moved: the same on any device."""
     device = like.device if isinstance(like, Tensor) else like
     return torch.randn(shape, generator=generator, device=generator.device if generator else "cpu").to(device)
+
+
+def step_noise(
+    generators: Sequence[torch.Generator], sampling: SamplingConfig, shape: tuple[int, ...], like: Tensor | torch.device
+) -> Tensor | None:
+    """What stochastic steps add, for several videos in one batch: each draws what it would draw alone.
+
+    Args:
+        generators: one for each video, after its initial noise.
+        sampling: steps and eta.
+        shape: of one video's noise in one step, ``(f, c, h, w)``.
+        like: a tensor on the device, or the device.
+
+    Returns:
+        ``steps (b f) c h w``, the ``variance_noise`` of ``denoise_steps``; ``None`` where steps draw nothing.
+    """
+    if sampling.sampler != "ddim" or sampling.eta == 0:
+        return None
+    drawn = [[randn(shape, g, like) for _ in range(sampling.num_inference_steps)] for g in generators]
+    return torch.stack([torch.cat(step) for step in zip(*drawn)])
 
 
 def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Tensor | None = None) -> Predict:

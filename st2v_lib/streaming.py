@@ -133,6 +133,7 @@ def chunk_steps(
     sampling: SamplingConfig,
     noise: Tensor | None = None,
     decode_batch: int | None = None,
+    variance_noise: Tensor | None = None,
 ) -> Generator[StepState, None, tuple[Tensor, StreamState]]:
     """Generates one chunk, a step at a time; a function of its arguments alone.
 
@@ -143,6 +144,7 @@ def chunk_steps(
         sampling: steps and guidance.
         noise: initial noise ``b z f h w`` in place of that of ``(seed, chunk_index)``.
         decode_batch: frames in the VAE at once; ``None`` for all.
+        variance_noise: noise of the steps, ``steps (b f) c h w``, in place of that of ``(seed, chunk_index)``.
 
     Yields:
         What each denoising step did.
@@ -170,6 +172,7 @@ def chunk_steps(
         sampling.num_inference_steps,
         sampling.eta,
         generator,
+        variance_noise,
     ):
         yield step
     video = decode_latents(models.vae, step.latents, decode_batch).float()

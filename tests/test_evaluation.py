@@ -155,13 +155,16 @@ def test_jitter_between_seams_is_no_smooth_joint():
 
 def test_noise_belongs_to_the_video(pipe):
     seeds = [video_seed(0, i) for i in (4, 5)]
-    models = pipe.models()
-    both = noise_of(models, seeds, 2, 16, 64)
-    assert torch.equal(both[1:], noise_of(models, seeds[1:], 2, 16, 64))
+    both, nothing = noise_of(pipe, seeds, 2)
+    assert torch.equal(both[1:], noise_of(pipe, seeds[1:], 2)[0]) and nothing is None
     assert not torch.equal(both[0], both[1]) and video_seed(1, 4) not in seeds
 
 
-def test_a_video_does_not_depend_on_its_batch(pipe):
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim"])
+def test_a_video_does_not_depend_on_its_batch(pipe, sampler, monkeypatch):
+    """Stochastic steps included: each video draws its own noise."""
+    sampling = dataclasses.replace(pipe.cfg.sampling, sampler=sampler, eta=1.0)
+    monkeypatch.setattr(pipe, "cfg", pipe.cfg.replace(sampling=sampling))
     batch = [cases.visible_case("dev", i, 8) for i in range(2)]
     seeds, prompts = [5, 6], [c.prompt for c in batch]
     first = base_chunks(pipe, prompts, seeds)

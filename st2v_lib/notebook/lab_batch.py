@@ -21,7 +21,7 @@ from st2v_lib.backbone import StreamingUNet, decode_latents, vae_downscale
 from st2v_lib.blending import NAIVE, blend, boundary_cut, chunk_starts, frame_noise, overlaps
 from st2v_lib.config import EnhancerConfig, SamplingConfig
 from st2v_lib.enhancer import Denoise, logsnr_cosine_interp, solver_steps, start_scale
-from st2v_lib.sampling import Contexts, Predict, StepState, chunk_generator, denoise_steps, randn
+from st2v_lib.sampling import Contexts, Predict, StepState, chunk_generator, denoise_steps, randn, step_noise
 from st2v_lib.streaming import Models, StreamState
 
 
@@ -139,15 +139,11 @@ def joint_chunk(arms: Sequence[ArmChunk]) -> Generator[StepState, None, tuple[li
         if arm.models.apm is not None:
             arm.models.apm.attach(unet)
     cells, channels = first.state.cond.shape[-1] // vae_downscale(vae), unet.config.out_channels
-    f, noise, steps_noise = first.state.chunk_frames, [], []
-    for arm in arms:
-        generator = chunk_generator(arm.state.seed, arm.state.chunk_index)
-        noise.append(randn((1, channels, f, cells, cells), generator, arm.text))
-        draws = sampling.num_inference_steps if sampling.eta > 0 else 0
-        steps_noise.append([randn((f, channels, cells, cells), generator, arm.text) for _ in range(draws)])
-    variance = torch.stack([torch.cat(step) for step in zip(*steps_noise)]) if sampling.eta > 0 else None
+    f, generators = first.state.chunk_frames, [chunk_generator(a.state.seed, a.state.chunk_index) for a in arms]
+    noise = torch.cat([randn((1, channels, f, cells, cells), g, first.text) for g in generators])
+    variance = step_noise(generators, sampling, (f, channels, cells, cells), first.text)
     for step in denoise_steps(
-        joint_predictor(unet, arms), first.models.scheduler, torch.cat(noise), row_contexts(arms),
+        joint_predictor(unet, arms), first.models.scheduler, noise, row_contexts(arms),
         sampling.num_inference_steps, sampling.eta, None, variance,
     ):  # fmt: skip
         yield step
