@@ -15,7 +15,7 @@ from torch import Tensor
 from st2v_lib.backbone import check_video
 from st2v_lib.config import SamplingConfig, StreamingT2VConfig
 from st2v_lib.errors import DeviceError, InputError
-from st2v_lib.sampling import make_scheduler
+from st2v_lib.sampling import adds_noise, make_scheduler
 
 # one text; {frame: text from there on}; {(first, end): text of these frames}; or a function of the frame
 Prompt = str | Mapping | Callable[[int], str]
@@ -137,7 +137,7 @@ def check_sampling(
     Args:
         cfg: its ``sampling`` fills in what is ``None``.
         scheduler: used unless a ``sampler`` is named.
-        sampler: ``"ddim"`` or ``"dpm++"``.
+        sampler: ``"ddim"``, ``"dpm++"`` or ``"sde-dpm++"``.
         num_inference_steps: 1 to the length of the training schedule.
         eta: 0 to 1; above 0 only with a sampler that has it.
         guidance_scale, anchor_guidance_scale: 0 or more; 1 means no guidance.
@@ -174,9 +174,10 @@ def check_sampling(
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
-    """``"ddim"``, ``"dpm++"``, or the class name of another scheduler."""
-    names = {DDIMScheduler: "ddim", DPMSolverMultistepScheduler: "dpm++"}
-    return names.get(type(scheduler), type(scheduler).__name__)
+    """``"ddim"``, ``"dpm++"``, ``"sde-dpm++"``, or the class name of another scheduler."""
+    if type(scheduler) is DPMSolverMultistepScheduler:
+        return "sde-dpm++" if adds_noise(scheduler, 0.0) else "dpm++"
+    return "ddim" if type(scheduler) is DDIMScheduler else type(scheduler).__name__
 
 
 def check_frames(video: Any, name: str, shape: tuple[int | None, ...] | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from st2v_lib import __version__
 from st2v_lib.config import PRESETS
 from st2v_lib.errors import UserError
 
-SAMPLERS = ("dpm++", "ddim")
+SAMPLERS = ("dpm++", "sde-dpm++", "ddim")
 PHASES = ("vae", "clip", "reader", "image", "base", "cam", "apm", "enhancer", "all")
 ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam_1", "cam_2", "cam_4", "apm_null",

@@ -103,7 +103,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a chunk is denoised: ``sampler`` is ``"ddim"`` or ``"dpm++"``; two guidance branches if the weights agree."""
+    """How a chunk is denoised; ``sampler`` is one of ``sampling.make_scheduler``: ``"ddim"``, ``"dpm++"``, ``"sde-dpm++"``."""
 
     sampler: str = "ddim"
     num_inference_steps: int = 50

@@ -85,7 +85,10 @@ class Contexts:
 
 
 def make_scheduler(config: SchedulerConfig, sampler: str = "ddim") -> SchedulerMixin:
-    """diffusers' scheduler for ``sampler``: ``"ddim"`` or ``"dpm++"`` (DPM-Solver++, second order, multistep).
+    """diffusers' scheduler for ``sampler``: ``"ddim"``, or ``"dpm++"`` (DPM-Solver++, second order, multistep).
+
+    ``"sde-dpm++"`` is the latter with fresh noise in every step, as DDIM has with eta 1, which washes out errors that
+    would be handed on from chunk to chunk.
 
     Raises:
         ValueError: for another name.
@@ -102,9 +105,17 @@ def make_scheduler(config: SchedulerConfig, sampler: str = "ddim") -> SchedulerM
     )
     if sampler == "ddim":
         return DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=config.set_alpha_to_one)
-    if sampler == "dpm++":
-        return DPMSolverMultistepScheduler(**shared, algorithm_type="dpmsolver++", solver_order=2)
-    raise ValueError(f"unknown sampler {sampler!r}; choose 'ddim' or 'dpm++'")
+    if sampler in ("dpm++", "sde-dpm++"):
+        algorithm = sampler.replace("dpm++", "dpmsolver++")
+        return DPMSolverMultistepScheduler(**shared, algorithm_type=algorithm, solver_order=2)
+    raise ValueError(f"unknown sampler {sampler!r}; choose 'ddim', 'dpm++' or 'sde-dpm++'")
+
+
+def adds_noise(scheduler: SchedulerMixin, eta: float) -> bool:
+    """Whether steps draw noise of their own: DDIM with eta > 0, and the stochastic DPM-Solver++."""
+    if "eta" in inspect.signature(scheduler.step).parameters:
+        return eta > 0
+    return scheduler.config.get("algorithm_type", "").startswith("sde")
 
 
 def chunk_generator(seed: int, chunk_index: int) -> torch.Generator:
@@ -126,20 +137,24 @@ def randn(shape: tuple[int, ...], generator: torch.Generator | None, like: Tenso
 
 
 def step_noise(
-    generators: Sequence[torch.Generator], sampling: SamplingConfig, shape: tuple[int, ...], like: Tensor | torch.device
+    generators: Sequence[torch.Generator],
+    scheduler: SchedulerMixin,
+    sampling: SamplingConfig,
+    shape: tuple[int, ...],
+    like: Tensor | torch.device,
 ) -> Tensor | None:
     """What stochastic steps add, for several videos in one batch: each draws what it would draw alone.
 
     Args:
         generators: one for each video, after its initial noise.
-        sampling: steps and eta.
+        scheduler, sampling: the sampler, its steps and eta.
         shape: of one video's noise in one step, ``(f, c, h, w)``.
         like: a tensor on the device, or the device.
 
     Returns:
         ``steps (b f) c h w``, the ``variance_noise`` of ``denoise_steps``; ``None`` where steps draw nothing.
     """
-    if sampling.sampler != "ddim" or sampling.eta == 0:
+    if not adds_noise(scheduler, sampling.eta):
         return None
     drawn = [[randn(shape, g, like) for _ in range(sampling.num_inference_steps)] for g in generators]
     return torch.stack([torch.cat(step) for step in zip(*drawn)])
@@ -215,14 +230,14 @@ def denoise_steps(
         contexts: tokens and weights of the guidance branches.
         num_inference_steps: denoising steps.
         eta: 0 for deterministic DDIM, 1 for the paper's setting; ignored by schedulers without it.
-        generator: a CPU generator; each DDIM step with eta > 0 draws one noise, also the last, for frames
-            flattened as ``(b f) c h w``.
+        generator: a CPU generator; each stochastic step draws one noise, also the last, for frames flattened as
+            ``(b f) c h w``.
         variance_noise: these noises instead, ``steps (b f) c h w``.
     """
     b, c, f, h, w = latents.shape
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    takes = inspect.signature(scheduler.step).parameters
+    takes, noisy = inspect.signature(scheduler.step).parameters, adds_noise(scheduler, eta)
     x = latents * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         prediction = guided(predict, scheduler.scale_model_input(x, t), t, contexts)
@@ -230,10 +245,10 @@ def denoise_steps(
         if "eta" in takes:
             # at zero SNR and eta 1 DDIM takes the root of an exact 0, which rounding can make negative
             extra["eta"] = eta * (1 - 1e-6) if scheduler.alphas_cumprod[int(t)] == 0 else eta
-            if eta > 0:
-                noise = variance_noise[i] if variance_noise is not None else randn((b * f, c, h, w), generator, x)
-                extra["variance_noise"] = rearrange(noise, "(b f) c h w -> b c f h w", b=b)
-        elif "generator" in takes:
+        if noisy:
+            noise = variance_noise[i] if variance_noise is not None else randn((b * f, c, h, w), generator, x)
+            extra["variance_noise"] = rearrange(noise, "(b f) c h w -> b c f h w", b=b)
+        elif "eta" not in takes and "generator" in takes:
             extra["generator"] = generator
         out = scheduler.step(prediction, t, x, **extra)
         x = out.prev_sample

@@ -567,7 +567,9 @@ class Session:
 
     def _scheduler(self) -> SchedulerMixin:
         name = self.cfg.sampling.sampler
-        return make_scheduler(self.cfg.scheduler, name) if name in ("ddim", "dpm++") else self.pipe.scheduler
+        return (
+            make_scheduler(self.cfg.scheduler, name) if name in ("ddim", "dpm++", "sde-dpm++") else self.pipe.scheduler
+        )
 
     @functools.cached_property
     def _encode(self) -> Callable[[str], Tensor]:

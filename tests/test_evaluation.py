@@ -19,7 +19,7 @@ from st2v_lib.evaluation import apm, blending, cam, cases, scoring
 from st2v_lib.evaluation import cli as evaluate_cli
 from st2v_lib.evaluation.cam import SUITE as CAM
 from st2v_lib.evaluation.first_chunk import SUITE as FIRST
-from st2v_lib.evaluation.generate import base_chunks, continue_videos, noise_of, video_seed
+from st2v_lib.evaluation.generate import base_chunks, continue_videos, models_of, noise_of, video_seed
 from st2v_lib.evaluation.results import Run
 from st2v_lib.evaluation.runner import evaluate, jobs_of, made_with, used
 from st2v_lib.evaluation.suite import Arm, Options, Scored, trained_arm
@@ -155,12 +155,13 @@ def test_jitter_between_seams_is_no_smooth_joint():
 
 def test_noise_belongs_to_the_video(pipe):
     seeds = [video_seed(0, i) for i in (4, 5)]
-    both, nothing = noise_of(pipe, seeds, 2)
-    assert torch.equal(both[1:], noise_of(pipe, seeds[1:], 2)[0]) and nothing is None
+    models = models_of(pipe)
+    both, nothing = noise_of(models, pipe.cfg, seeds, 2)
+    assert torch.equal(both[1:], noise_of(models, pipe.cfg, seeds[1:], 2)[0]) and nothing is None
     assert not torch.equal(both[0], both[1]) and video_seed(1, 4) not in seeds
 
 
-@pytest.mark.parametrize("sampler", ["dpm++", "ddim"])
+@pytest.mark.parametrize("sampler", ["dpm++", "sde-dpm++", "ddim"])
 def test_a_video_does_not_depend_on_its_batch(pipe, sampler, monkeypatch):
     """Stochastic steps included: each video draws its own noise."""
     sampling = dataclasses.replace(pipe.cfg.sampling, sampler=sampler, eta=1.0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from st2v_lib.backbone import decode_latents, vae_downscale
 from st2v_lib.baselines.free_noise import reschedule_noise, windowed_attention
+from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.sampling import (
     Contexts,
     chunk_generator,
@@ -46,28 +47,30 @@ def models_of(pipe) -> Models:
     return pipe.models(make_scheduler(pipe.cfg.scheduler, pipe.cfg.sampling.sampler))
 
 
-def noise_of(pipe, seeds: Sequence[int], chunk: int, step_frames: int | None = None) -> tuple[Tensor, Tensor | None]:
+def noise_of(
+    models: Models, cfg: StreamingT2VConfig, seeds: Sequence[int], chunk: int, step_frames: int | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Noise of one chunk of several videos: the initial one ``n z f h w``, and what the steps add (``step_noise``).
 
     Args:
-        pipe: whose sizes and sampling.
+        models, cfg: the networks and the sampler, sizes and sampling.
         seeds: one for each video.
         chunk: its index.
         step_frames: of the steps' noise, if not the chunk's.
     """
-    cells, channels = pipe.cfg.size // vae_downscale(pipe.vae), pipe.unet.config.out_channels
-    generators, frames = [chunk_generator(s, chunk) for s in seeds], pipe.cfg.chunk_frames
-    device = pipe._execution_device
+    cells, channels = cfg.size // vae_downscale(models.vae), models.unet.config.out_channels
+    generators, frames = [chunk_generator(s, chunk) for s in seeds], cfg.chunk_frames
+    device = models.device or models.unet.device
     noise = torch.cat([randn((1, channels, frames, cells, cells), g, device) for g in generators])
     shape = (step_frames or frames, channels, cells, cells)
-    return noise, step_noise(generators, pipe.cfg.sampling, shape, device)
+    return noise, step_noise(generators, models.scheduler, cfg.sampling, shape, device)
 
 
 @torch.no_grad()
 def base_chunks(pipe, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """Stage 1 of several videos, ``n 16 3 h w`` in [-1, 1] on the CPU."""
     models, s = models_of(pipe), pipe.cfg.sampling
-    noise, variance = noise_of(pipe, seeds, 0)
+    noise, variance = noise_of(models, pipe.cfg, seeds, 0)
     latents = denoise_chunk(
         make_predictor(models.unet),
         models.scheduler,
@@ -84,7 +87,7 @@ def base_chunks(pipe, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
 def free_noise_videos(pipe, prompts: Sequence[str], seeds: Sequence[int], num_frames: int) -> Tensor:
     """FreeNoise's videos, ``n f 3 h w`` in [-1, 1] on the CPU; the noise of :func:`base_chunks` over and over."""
     models, s, chunk = models_of(pipe), pipe.cfg.sampling, pipe.cfg.chunk_frames
-    noise, variance = noise_of(pipe, seeds, 0, num_frames)
+    noise, variance = noise_of(models, pipe.cfg, seeds, 0, num_frames)
     long = [reschedule_noise(one[None], num_frames, chunk_generator(seed, 1)) for one, seed in zip(noise, seeds)]
     with windowed_attention(models.unet, chunk):
         latents = denoise_chunk(
@@ -148,7 +151,7 @@ def continue_videos(
         if before is not None:
             state = before(state)
         carried = state.cond
-        noise, variance = noise_of(pipe, seeds, state.chunk_index)
+        noise, variance = noise_of(models, pipe.cfg, seeds, state.chunk_index)
         keep = (lambda step: steps.append(step.latents)) if overlaps else None
         block, state = next_chunk(
             models, state, text, null, sampling, noise=noise, variance_noise=variance, callback=keep

@@ -141,7 +141,7 @@ def joint_chunk(arms: Sequence[ArmChunk]) -> Generator[StepState, None, tuple[li
     cells, channels = first.state.cond.shape[-1] // vae_downscale(vae), unet.config.out_channels
     f, generators = first.state.chunk_frames, [chunk_generator(a.state.seed, a.state.chunk_index) for a in arms]
     noise = torch.cat([randn((1, channels, f, cells, cells), g, first.text) for g in generators])
-    variance = step_noise(generators, sampling, (f, channels, cells, cells), first.text)
+    variance = step_noise(generators, first.models.scheduler, sampling, (f, channels, cells, cells), first.text)
     for step in denoise_steps(
         joint_predictor(unet, arms), first.models.scheduler, noise, row_contexts(arms),
         sampling.num_inference_steps, sampling.eta, None, variance,

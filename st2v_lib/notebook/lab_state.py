@@ -21,7 +21,9 @@ from st2v_lib.manifest import weights_dir
 
 CHUNK, CARRIED = 16, 8  # frames of a stage-2 chunk, and those it repeats of the one before; the base was trained so
 FEWER = {"cam_4": 4, "cam_2": 2, "cam_1": 1}  # CAMs that were trained with fewer carried frames
-SAMPLERS = {"dpm++": ("dpm++", 0.0), "ddim": ("ddim", 0.0), "ddim, eta 1": ("ddim", 1.0)}
+SAMPLERS = {  # shown name -> sampler and eta
+    "dpm++": ("dpm++", 0.0), "sde-dpm++": ("sde-dpm++", 0.0), "ddim": ("ddim", 0.0), "ddim, eta 1": ("ddim", 1.0),
+}  # fmt: skip
 FRAMES = (24, 32, 40, 48, 56, 64, 72, 80)
 FIRST = ("rendered", "generated")  # where the first chunk comes from, or in stage 3 the whole video
 

@@ -10,6 +10,7 @@ from st2v_lib.apm import Apm
 from st2v_lib.backbone import make_unet, make_vae
 from st2v_lib.blending import blend, chunk_starts, draw_cuts, overlaps, probability_of_left
 from st2v_lib.cam import Cam
+from st2v_lib.cli import SAMPLERS
 from st2v_lib.config import MODELSCOPE, TINY, EnhancerConfig
 from st2v_lib.enhancer import (
     enhance_latents,
@@ -51,7 +52,7 @@ def video(frames=16, size=64):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config, sampler", [(c, s) for c in (TINY, MODELSCOPE) for s in ("ddim", "dpm++")])
+@pytest.mark.parametrize("config, sampler", [(c, s) for c in (TINY, MODELSCOPE) for s in SAMPLERS])
 def test_samplers_recover_a_known_image(config, sampler):
     """With the perfect prediction for one clean image every sampler ends at it, whatever the parametrisation."""
     scheduler = make_scheduler(config.scheduler, sampler)
@@ -85,7 +86,7 @@ def test_timesteps():
     scheduler = make_scheduler(MODELSCOPE.scheduler, "ddim")
     scheduler.set_timesteps(50)
     assert scheduler.timesteps.tolist() == list(range(981, 0, -20))
-    for sampler in ("ddim", "dpm++"):
+    for sampler in SAMPLERS:
         scheduler = make_scheduler(TINY.scheduler, sampler)
         scheduler.set_timesteps(10)
         assert scheduler.timesteps[0] == 999 and len(scheduler.timesteps) == 10
@@ -123,7 +124,7 @@ def test_chunk_generators_differ_and_repeat():
         chunk_generator(-1, 0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_tiny_runs_with_both_samplers(models, sampler):
     scheduler = make_scheduler(TINY.scheduler, sampler)
     models.attach()
