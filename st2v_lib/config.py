@@ -103,7 +103,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a chunk is denoised; ``sampler`` is one of ``sampling.make_scheduler``: ``"ddim"``, ``"dpm++"``, ``"sde-dpm++"``."""
+    """How a chunk is denoised: ``sampler`` is ``"ddim"``, ``"dpm++"`` or ``"sde-dpm++"``, see ``make_scheduler``."""
 
     sampler: str = "ddim"
     num_inference_steps: int = 50
