@@ -226,7 +226,7 @@ GREY = torch.zeros(1, 16, 3, 64, 64)
         ({"prompt": lambda frame: ""}, "empty"),
         ({"num_frames": 15}, "16 or more, got 15"),
         ({"seed": -1}, "seed"),
-        ({"sampler": "magic"}, "'ddim' or 'dpm"),
+        ({"sampler": "magic"}, "'ddim', 'dpm"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "at most 1000"),
         ({"eta": 1.5, "sampler": "ddim"}, "from 0 to 1"),
