@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from st2v_lib import __version__
 from st2v_lib.bases.separate_unet import separate_steps
 from st2v_lib.checks import Prompt, check_count, check_sampling, prompt_ranges
+from st2v_lib.cli import SAMPLERS
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.drift_watch import DriftLimits, chunk_look, drift_warnings
 from st2v_lib.errors import InputError, OutputError, UserError, WeightsError
@@ -567,9 +568,7 @@ class Session:
 
     def _scheduler(self) -> SchedulerMixin:
         name = self.cfg.sampling.sampler
-        return (
-            make_scheduler(self.cfg.scheduler, name) if name in ("ddim", "dpm++", "sde-dpm++") else self.pipe.scheduler
-        )
+        return make_scheduler(self.cfg.scheduler, name) if name in SAMPLERS else self.pipe.scheduler
 
     @functools.cached_property
     def _encode(self) -> Callable[[str], Tensor]:
