@@ -17,6 +17,7 @@ import dataclasses
 import gzip
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from st2v_lib.blending import chunk_starts
 from st2v_lib.cam import Cam
 from st2v_lib.config import MODELSCOPE, PRESETS, preset
 from st2v_lib.enhancer import enhance_latents, shape_quirks, unet_denoiser
-from st2v_lib.memory import RUNGS, PeakCounter, chunk_feed_forward
+from st2v_lib.memory import RUNGS, PeakCounter, chunk_feed_forward, device_class
 from st2v_lib.sampling import guided, make_predictor
 from st2v_lib.training.checkpointing import checkpoint_blocks
 
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="seconds and memory of every row")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="to measure (default: modelscope on CUDA, else tiny)")
     parser.add_argument("--device", help="to measure on (default: cuda where there is one, else cpu)")
-    parser.add_argument("--only", metavar="TEXT", default="", help="measure rows that have TEXT in their name")
+    parser.add_argument("--only", metavar="PATTERN", default="", help="measure rows in whose name it is found")
     parser.add_argument("--convert", type=float, metavar="GB", help="limit of the conversion's memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args()
@@ -164,13 +165,13 @@ def main() -> None:
     cfg = preset((args.preset or ("modelscope" if device.type == "cuda" else "tiny")) if args.measure else "modelscope")
     machine = f"{platform.machine()}, torch {torch.__version__}"
     if args.measure:
-        machine += f", {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}"
+        machine += f", {device_class(device)}"
     kind = "measured" if args.measure or args.convert else "computed on meta tensors, not measured"
     print(f"{cfg.name} on {machine}: {kind}", flush=True)
     if args.measure:
         if cfg.name == "modelscope" and device.type != "cuda":
             parser.error("the full size is measured on CUDA; there, or with --preset tiny")
-        wanted = {name: row for name, row in rows_of(cfg, device).items() if args.only in name}
+        wanted = {name: row for name, row in rows_of(cfg, device).items() if re.search(args.only, name)}
         rows = measure(wanted, lambda name, values: print(line(name, values), flush=True))
     else:
         rows = {"convert a file of the released size": convert_memory(args.convert)} if args.convert else computed()

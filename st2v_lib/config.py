@@ -256,7 +256,7 @@ TINY = StreamingT2VConfig(
     scheduler=SchedulerConfig(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=0
     ),
-    sampling=SamplingConfig(sampler="dpm++", num_inference_steps=10, eta=0.0, guidance_scale=3.0),
+    sampling=SamplingConfig(sampler="sde-dpm++", num_inference_steps=10, eta=0.0, guidance_scale=3.0),
     enhancer=EnhancerConfig(
         unet=dataclasses.replace(_TINY_UNET, sample_size=16, block_out_channels=(48, 64)),
         size=128,

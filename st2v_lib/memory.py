@@ -53,6 +53,14 @@ GROUPS = (("text_encoder",), ("image_encoder",), ("base",), ("unet", "cam"), ("e
 RESIDENT = ("vae", "apm")  # small, and used between the others
 
 
+def device_class(device: torch.device | str) -> str:
+    """What a number was measured on, by class and not by name: ``"2 CPU threads"``, ``"cuda, 16 GB, sm 7.5"``."""
+    if torch.device(device).type != "cuda":
+        return f"{torch.get_num_threads()} CPU threads"
+    card = torch.cuda.get_device_properties(device)
+    return f"cuda, {card.total_memory / 1e9:.0f} GB, sm {card.major}.{card.minor}"
+
+
 def choose_rung(free_bytes: float, name: str = "auto") -> Rung:
     """The fastest rung that fits, or the one of that name.
 

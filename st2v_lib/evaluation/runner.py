@@ -32,6 +32,7 @@ from st2v_lib.evaluation.results import Run
 from st2v_lib.evaluation.suite import Arm, Bench, Options, Scored, Suite
 from st2v_lib.loading import load
 from st2v_lib.manifest import MANIFEST, data_dir, sha256, weights_dir
+from st2v_lib.memory import device_class
 
 SCORING = 2  # raise it when a score changes its meaning: files of another number are not gone on with
 PICTURES = 2  # videos of which pictures are kept
@@ -87,11 +88,10 @@ def made_with(device: str, batch: int, processes: int) -> dict[str, Any]:
     """Versions and machine class, without anything that names the machine."""
     import diffusers
 
-    name = torch.cuda.get_device_name() if str(device).startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     return {
         "st2v_lib": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__,
-        "python": platform.python_version(), "machine": platform.machine(), "device": name, "batch": batch,
-        "processes": processes,
+        "python": platform.python_version(), "machine": platform.machine(), "device": device_class(device),
+        "batch": batch, "processes": processes,
     }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class Arm:
 
     conditioning: str = "cam"
     apm: str = "first"
-    sampler: str = "dpm++"
+    sampler: str = "sde-dpm++"
     steps: int = 6
     guidance: float = 3.0
     anchor_weight: float = 1.0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 
 from st2v_lib.baselines import RIVALS, rival_class
 from st2v_lib.config import StreamingT2VConfig, preset
@@ -320,4 +321,7 @@ def save(module: torch.nn.Module, folder: Path) -> None:
         if weight.numel() >= FEW and weight.std() > 0:
             step = 2.0 ** (STEP * weight.std()).log2().floor()
             weight.copy_((weight / step).round() * step)
+    if isinstance(packed, ConfigMixin):  # where it was loaded from says nothing of it
+        kept = {name: value for name, value in packed.config.items() if name != "_name_or_path"}
+        packed._internal_dict = FrozenDict(kept)
     common.save_folder(folder, packed.half().save_pretrained)

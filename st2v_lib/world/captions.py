@@ -36,15 +36,16 @@ HELD_OUT_WORDINGS = ("on {g} {s} {v}", "{s} {v} in front of {g}")  # never seen 
 SHADES = ("deepest", "deep", "dark", "dim", "mid", "light", "bright", "brightest")
 SIZES = ("tiny", "small", "medium", "big", "large", "huge")
 COLUMNS, ROWS = ("left", "centre", "right"), ("top", "middle", "bottom")
-DENSE_ONLY = ("striped", "dotted", "halved", *SHADES, *SIZES, *COLUMNS, *ROWS, "nothing", "part")
+DETAILS = ("striped", "dotted", "halved", *SHADES, *SIZES)
+DENSE_ONLY = (*COLUMNS, *ROWS, "nothing", "part")
 _GRAMMAR = ("a", "and", "that", "over", "with", "in", "front", "of", "on", "behind", "pillar", "at", "two")
 SPECIAL = ("<pad>", "<unknown>", "<start>", "<end>")  # <end> is not 2: transformers reads 2 as a legacy switch
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All words of both caption kinds, special tokens first; a word's place is its token id."""
+    """All words of all caption kinds, special tokens first; a word's place is its token id."""
     verbs = [w for pair in VERBS.values() for phrase in pair for w in phrase.split()]
-    words = (*_GRAMMAR, *SHAPES, *COLOURS, *BACKGROUNDS, *verbs, *DENSE_ONLY)
+    words = (*_GRAMMAR, *SHAPES, *COLOURS, *BACKGROUNDS, *verbs, *DETAILS, *DENSE_ONLY)
     return (*SPECIAL, *dict.fromkeys(words))
 
 

@@ -9,6 +9,7 @@ from st2v_lib.errors import UserError
 from st2v_lib.training.data import Captioner
 from st2v_lib.world.captions import (
     DENSE_ONLY,
+    DETAILS,
     HELD_OUT_WORDINGS,
     TEXT_LEN,
     WORDINGS,
@@ -70,7 +71,7 @@ def test_vocabulary_covers_all_captions(tokenizer):
 
 def test_sparse_captions_leave_identity_out():
     for i, scene in enumerate(SCENES):
-        assert not set(sparse_caption(scene, i).split()) & set(DENSE_ONLY)
+        assert not set(sparse_caption(scene, i).split()) & {*DENSE_ONLY, *DETAILS}
 
 
 def test_detailed_captions_say_the_same_and_more(tokenizer):
@@ -78,6 +79,7 @@ def test_detailed_captions_say_the_same_and_more(tokenizer):
     for i, scene in enumerate(SCENES):
         assert detailed_caption(scene, i, rng, share=0.0) == sparse_caption(scene, i)
         text = detailed_caption(scene, i, rng, share=1.0)
+        assert not set(text.split()) & set(DENSE_ONLY)
         assert parse_prompt(text) == parse_prompt(sparse_caption(scene, i))
         for sprite in scene.sprites:
             assert f"{sprite.pattern} {sprite.colour} {sprite.shape}" in text
@@ -88,9 +90,9 @@ def test_detailed_captions_say_the_same_and_more(tokenizer):
 def test_a_share_of_training_captions_is_detailed():
     captions, plain = Captioner(detailed=0.5), Captioner()
     scene, rng = SCENES[0], random.Random(0)
-    told = [bool(set(captions.caption(scene, rng).split()) & set(DENSE_ONLY)) for _ in range(400)]
+    told = [bool(set(captions.caption(scene, rng).split()) & set(DETAILS)) for _ in range(400)]
     assert 0.4 < sum(told) / 400 < 0.55
-    assert not any(set(plain.caption(scene, rng).split()) & set(DENSE_ONLY) for _ in range(50))
+    assert not any(set(plain.caption(scene, rng).split()) & set(DETAILS) for _ in range(50))
 
 
 def test_dense_captions_name_what_the_frame_shows():
@@ -112,10 +114,11 @@ def test_check_prompt_warns_and_refuses():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check_prompt("  a red circle bounces over green stripes ") == "a red circle bounces over green stripes"
+        check_prompt("a huge dotted red circle bounces over dim green stripes")
     with pytest.warns(UserWarning, match="no word for: elephant"):
         check_prompt("a red elephant bounces")
-    with pytest.warns(UserWarning, match="train CLIP.*: dotted"):
-        check_prompt("a dotted red circle bounces")
+    with pytest.warns(UserWarning, match="train CLIP.*: left"):
+        check_prompt("a red circle at left bounces")
     for empty in ("", "   "):
         with pytest.raises(UserError, match="empty"):
             check_prompt(empty)
