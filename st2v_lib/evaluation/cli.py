@@ -13,8 +13,8 @@ from st2v_lib.generate_cli import DTYPES
 SUITES: dict[str, Suite] = {
     s.name: s
     for s in (
-        first_chunk.SUITE, long.SUITE, long.GUIDANCE_SUITE, cam.SUITE, cam.CONDITION_SUITE, apm.SUITE,
-        apm.ANCHOR_SUITE, blending.SUITE, blending.SWEEP_SUITE, blending.LEVELS_SUITE,
+        first_chunk.SUITE, long.SUITE, long.GUIDANCE_SUITE, long.SAMPLER_SUITE, cam.SUITE, cam.CONDITION_SUITE,
+        apm.SUITE, apm.ANCHOR_SUITE, blending.SUITE, blending.SWEEP_SUITE, blending.LEVELS_SUITE,
     )
 }  # fmt: skip
 

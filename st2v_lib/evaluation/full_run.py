@@ -71,6 +71,7 @@ def evaluation(weights: Path, arms: Path, results: Path | None, split: str, scal
         suite("long", 64),
         suite("long", 12, "--frames", "1200", "--only", *LONGEST),
         suite("guidance", 12),
+        suite("samplers", 12),
         suite("cam", 48, "--arms", *memories),
         suite("cam", 24, "--sprites", "2", "--arms", *full),
         suite("cam", 24, "--speed", "fast", "--arms", *full),

@@ -66,39 +66,30 @@ def noise_of(
     return noise, step_noise(generators, models.scheduler, cfg.sampling, shape, device)
 
 
+def denoised(pipe, models: Models, prompts: Sequence[str], noise: Tensor, variance: Tensor | None) -> Tensor:
+    """What the base model makes of noise ``n z f h w`` for these prompts; ``variance`` is what the steps add."""
+    s, predict = pipe.cfg.sampling, make_predictor(models.unet)
+    text = Contexts(tokens(pipe, prompts), nulls(pipe, len(prompts)), scale=s.guidance_scale)
+    steps = s.num_inference_steps
+    return denoise_chunk(predict, models.scheduler, noise, text, steps, s.eta, variance_noise=variance)
+
+
 @torch.no_grad()
 def base_chunks(pipe, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
     """Stage 1 of several videos, ``n 16 3 h w`` in [-1, 1] on the CPU."""
-    models, s = models_of(pipe), pipe.cfg.sampling
-    noise, variance = noise_of(models, pipe.cfg, seeds, 0)
-    latents = denoise_chunk(
-        make_predictor(models.unet),
-        models.scheduler,
-        noise,
-        Contexts(tokens(pipe, prompts), nulls(pipe, len(prompts)), scale=s.guidance_scale),
-        s.num_inference_steps,
-        s.eta,
-        variance_noise=variance,
-    )
+    models = models_of(pipe)
+    latents = denoised(pipe, models, prompts, *noise_of(models, pipe.cfg, seeds, 0))
     return decode_latents(models.vae, latents, 64).float().cpu()
 
 
 @torch.no_grad()
 def free_noise_videos(pipe, prompts: Sequence[str], seeds: Sequence[int], num_frames: int) -> Tensor:
     """FreeNoise's videos, ``n f 3 h w`` in [-1, 1] on the CPU; the noise of :func:`base_chunks` over and over."""
-    models, s, chunk = models_of(pipe), pipe.cfg.sampling, pipe.cfg.chunk_frames
+    models, chunk = models_of(pipe), pipe.cfg.chunk_frames
     noise, variance = noise_of(models, pipe.cfg, seeds, 0, num_frames)
     long = [reschedule_noise(one[None], num_frames, chunk_generator(seed, 1)) for one, seed in zip(noise, seeds)]
     with windowed_attention(models.unet, chunk):
-        latents = denoise_chunk(
-            make_predictor(models.unet),
-            models.scheduler,
-            torch.cat(long),
-            Contexts(tokens(pipe, prompts), nulls(pipe, len(prompts)), scale=s.guidance_scale),
-            s.num_inference_steps,
-            s.eta,
-            variance_noise=variance,
-        )
+        latents = denoised(pipe, models, prompts, torch.cat(long), variance)
     return torch.cat([decode_latents(models.vae, one[None], 64).float().cpu() for one in latents])
 
 

@@ -31,6 +31,13 @@ ARMS = (
     Arm("free_noise", {"conditioning": "none", "apm": None}, how={"source": "free_noise"}),
 )  # fmt: skip
 GUIDANCE_ARMS = tuple(Arm(f"guidance{g:g}", sampling={"guidance_scale": g}) for g in (1.0, 1.5, 2.0, 3.0, 5.0, 7.5))
+SAMPLER_ARMS = tuple(
+    Arm(name, sampling={"sampler": sampler, "num_inference_steps": steps, "eta": eta})
+    for name, sampler, steps, eta in (
+        ("sde-dpm++10", "sde-dpm++", 10, 0.0), ("sde-dpm++15", "sde-dpm++", 15, 0.0), ("dpm++10", "dpm++", 10, 0.0),
+        ("dpm++20", "dpm++", 20, 0.0), ("ddim20", "ddim", 20, 0.0), ("ddim20-eta1", "ddim", 20, 1.0),
+    )
+)  # fmt: skip
 PREFIXES = (120, 140, 160, 180, 200, 220, 240, 480, 720, 960, 1200)  # frames; the first six are the paper's
 WINDOW = 16
 
@@ -95,4 +102,8 @@ SUITE = Suite(
 GUIDANCE_SUITE = dataclasses.replace(
     SUITE, name="guidance", about="how much the prompt weighs: what a small model gains by it and where it burns",
     arms=GUIDANCE_ARMS, videos=12, frames=120, trained=(),
+)  # fmt: skip
+SAMPLER_SUITE = dataclasses.replace(
+    GUIDANCE_SUITE, name="samplers", about="what drifts by the sampler: noise in every step, or in the first alone",
+    arms=SAMPLER_ARMS, frames=128,
 )  # fmt: skip

@@ -117,7 +117,7 @@ def table_apm(results: Path, split: str, out: Path) -> str:
 
 def table_long(results: Path, split: str, out: Path) -> str:
     """What is left at the end of long videos and what drifts, paired to both memories (paper §5.1, appendix)."""
-    suites = {"long": (LONG_ARMS, "full"), "guidance": ((), "guidance3")}
+    suites = {"long": (LONG_ARMS, "full"), "guidance": ((), "guidance3"), "samplers": ((), "sde-dpm++10")}
     return tables_of("table-long", suites, LONG_COLUMNS, {}, results, split)
 
 
