@@ -60,6 +60,8 @@ CLAIMS = {
     "table-apm": (
         Claim("APM keeps the identity of what returns", "pattern_kept", "apm", "apm_null", 1),
         Claim("APM keeps the shade of what returns", "shade_error", "apm", "apm_null", -1),
+        Claim("the shipped APM keeps the pattern of what returns", "pattern_kept", "with", "alpha0", 1, ours=True),
+        Claim("the shipped APM keeps the shade of what returns", "shade_error", "with", "alpha0", -1, ours=True),
     ),
     "table-blending": (
         Claim("shared noise is smoother than naive chunks", "flow_deviation", "B+S", "B", -1),

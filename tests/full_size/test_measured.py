@@ -102,7 +102,7 @@ def test_command(tmp_path):
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert out[0].startswith("tiny on ") and out[0].endswith(", cpu: measured") and len(out) == 3
+    assert out[0].startswith("tiny on ") and out[0].endswith("CPU threads: measured") and len(out) == 3
     record = json.loads(file.read_text())
     assert record["kind"] == "measured" and record["config"]["name"] == "tiny" and len(record["rows"]) == 2
     refused = subprocess.run([*command, "--preset", "modelscope"], capture_output=True, text=True)
