@@ -113,9 +113,10 @@ def make_scheduler(config: SchedulerConfig, sampler: str = "ddim") -> SchedulerM
 
 def adds_noise(scheduler: SchedulerMixin, eta: float) -> bool:
     """Whether steps draw noise of their own: DDIM with eta > 0, and the stochastic DPM-Solver++."""
-    if "eta" in inspect.signature(scheduler.step).parameters:
+    takes = inspect.signature(scheduler.step).parameters
+    if "eta" in takes:
         return eta > 0
-    return scheduler.config.get("algorithm_type", "").startswith("sde")
+    return "variance_noise" in takes and scheduler.config.get("algorithm_type", "").startswith("sde")
 
 
 def chunk_generator(seed: int, chunk_index: int) -> torch.Generator:

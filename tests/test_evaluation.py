@@ -26,6 +26,7 @@ from st2v_lib.evaluation.suite import Arm, Options, Scored, trained_arm
 from st2v_lib.loading import load
 from st2v_lib.loading import write_index as write_pipeline_index
 from st2v_lib.manifest import write_manifest
+from st2v_lib.sampling import make_scheduler
 from st2v_lib.world.reader import Reader, Reading, save_reader
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import positions
@@ -156,8 +157,11 @@ def test_jitter_between_seams_is_no_smooth_joint():
 def test_noise_belongs_to_the_video(pipe):
     seeds = [video_seed(0, i) for i in (4, 5)]
     models = models_of(pipe)
-    both, nothing = noise_of(models, pipe.cfg, seeds, 2)
-    assert torch.equal(both[1:], noise_of(models, pipe.cfg, seeds[1:], 2)[0]) and nothing is None
+    both, added = noise_of(models, pipe.cfg, seeds, 2)
+    alone, alone_added = noise_of(models, pipe.cfg, seeds[1:], 2)
+    assert torch.equal(both[1:], alone) and torch.equal(added[:, 16:], alone_added)
+    models = dataclasses.replace(models, scheduler=make_scheduler(pipe.cfg.scheduler, "dpm++"))
+    assert noise_of(models, pipe.cfg, seeds, 2)[1] is None
     assert not torch.equal(both[0], both[1]) and video_seed(1, 4) not in seeds
 
 
