@@ -312,7 +312,7 @@ def watched(step, batches, *rest):
 
 common.fit = watched
 result = cli.train_phase("cam", TINY, Path(sys.argv[1]), minutes=5, acc=acc, max_steps=2)
-print("DONE", acc.num_processes, result["step"])
+print(f"DONE {acc.num_processes} {result['step']}", flush=True)  # one write, or the lines of the two mingle
 """
 
 
