@@ -55,8 +55,9 @@ RESIDENT = ("vae", "apm")  # small, and used between the others
 
 def device_class(device: torch.device | str) -> str:
     """What a number was measured on, by class and not by name: ``"2 CPU threads"``, ``"cuda, 16 GB, sm 7.5"``."""
-    if torch.device(device).type != "cuda":
-        return f"{torch.get_num_threads()} CPU threads"
+    kind = torch.device(device).type
+    if kind != "cuda":
+        return f"{torch.get_num_threads()} CPU threads" if kind == "cpu" else kind
     card = torch.cuda.get_device_properties(device)
     return f"cuda, {card.total_memory / 1e9:.0f} GB, sm {card.major}.{card.minor}"
 

@@ -1,8 +1,8 @@
 """Forward and backward pass of a training step as one CUDA graph, recorded once for each shape of batch.
 
-A step of the tiny models is thousands of small kernels, and launching them one by one takes longer than running them:
-the base's step of 64 clips took 0.11 s recorded. Base, CAM and APM can be recorded; the rivals of CAM pick given frames
-by a mask inside their step, which waits for the device, so theirs cannot. The optimiser, clipping and the average of
+A step of the tiny models is thousands of small kernels, and launching them one by one may well take longer than running
+them. Seen on one card: base, CAM and APM can be recorded, Conc-Cond cannot, probably for the mask by which it picks the
+given frames. The same run with and without a graph has not been timed. The optimiser, clipping and the average of
 weights stay outside, as they are.
 """
 
