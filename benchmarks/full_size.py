@@ -24,7 +24,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from full_size_measured import GB, measure, rows_of, stage2
+from full_size_measured import GB, measure, released_way, rows_of, stage2
+from torch.utils.flop_counter import FlopCounterMode
 
 from st2v_lib.backbone import make_unet, make_vae
 from st2v_lib.blending import chunk_starts
@@ -45,15 +46,21 @@ def weight_bytes(*nets: torch.nn.Module) -> float:
 
 @torch.no_grad()
 def computed() -> dict[str, dict[str, float]]:
-    """GB of weights and of other tensors, for the steps that set the peak."""
+    """GB of weights and of other tensors, for the steps that set the peak; of a denoising step also its TFLOP."""
     rows = {}
     unet, cam, apm, x, cond, contexts = stage2("meta", torch.float16, MODELSCOPE)
     cond = torch.empty(cond.shape, device="meta")
     t = torch.zeros((), device="meta")
     cam.extractor.encode_condition = lambda c: cam.extractor.cond_encoder(c.half().flatten(0, 1)).unflatten(0, (-1, 8))
-    with PeakCounter() as counter:
-        guided(make_predictor(unet, cam, cond), x, t, contexts)
-    rows["stage 2, a step, 256 px"] = {"weights": weight_bytes(unet, cam, apm) / GB, "tensors": counter.peak / GB}
+    ways = {"": make_predictor(unet, cam, cond), ", the released way": released_way(unet, cam, cond)}
+    for way, predict in ways.items():
+        guided(predict, x, t, contexts)  # what is kept over a chunk
+        with PeakCounter() as counter:
+            guided(predict, x, t, contexts)
+        with FlopCounterMode(display=False) as flop:
+            guided(predict, x, t, contexts)
+        row = {"weights": weight_bytes(unet, cam, apm) / GB, "tensors": counter.peak / GB}
+        rows[f"stage 2, a step, 256 px{way}"] = row | {"TFLOP": flop.get_total_flops() / 1e12}
     vae = make_vae(MODELSCOPE.vae).to("meta", torch.float16)
     for frames, side in ((16, (32, 32)), (1, (32, 32)), (8, (90, 160)), (1, (90, 160))):
         with PeakCounter() as counter:

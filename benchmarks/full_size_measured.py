@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from st2v_lib.cam import Cam
 from st2v_lib.canvas import canvas_size
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.enhancer import shape_quirks
-from st2v_lib.memory import RUNGS, Rung, chunk_feed_forward, one_by_one
+from st2v_lib.memory import RUNGS, Ladder, Rung, chunk_feed_forward, one_by_one
 from st2v_lib.pipeline import StreamingT2VPipeline
 from st2v_lib.sampling import Contexts, guided, make_predictor, make_scheduler
 from st2v_lib.stages import enhance_blocks, enhancer_stream
@@ -115,13 +116,16 @@ def rows_of(cfg: StreamingT2VConfig, device: torch.device) -> dict[str, Callable
     rows = {
         f"stage 2, a step, {px}": functools.partial(denoising_step, **on),
         f"stage 2, a step, {px}, the released way": functools.partial(denoising_step, released=True, **on),
+        f"stage 2, a step, {px}, both ways in turns": functools.partial(steps_in_turns, **on),
     }
     canvas = canvas_size(cfg.enhancer.size, cfg.enhancer.size, cfg.enhancer, cfg.vae.downscale)
     for frames, (height, width) in ((cfg.chunk_frames, (cfg.size, cfg.size)), (1, canvas)):
         for way in ("encode", "decode"):
             row = functools.partial(autoencoder, way, frames, height, width, **on)
             rows[f"VAE, {way}, {frames} frames of {height} x {width} px"] = row
-    rows[f"a preview, stages 1 and 2, {PREVIEW} frames, {px}"] = functools.partial(preview, **on)
+    name = f"a preview, stages 1 and 2, {PREVIEW} frames, {px}"
+    rows[name] = functools.partial(preview, **on)
+    rows |= {f"{name}, rung {r.name!r}": functools.partial(preview, rung=r, **on) for r in RUNGS if r.offload}
     for rung in RUNGS:
         rows[f"stage 3, a step, {large}, rung {rung.name!r}"] = functools.partial(enhancer_step, rung, **on)
     for rung in RUNGS:
@@ -172,6 +176,32 @@ def denoising_step(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.d
 
 
 @torch.no_grad()
+def steps_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, turns: int = 9) -> Values:
+    """Ours and the released way, one after the other with the same weights, so that both meet the same clock and heat.
+
+    Returns:
+        Seconds of the fastest step of each, ours first, and the median of how many times ours fits into the other's.
+    """
+    unet, cam, _, x, cond, contexts = stage2(device, dtype, cfg)
+    t, wait = torch.tensor(500, device=device), torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: list[list[float]] = []
+    ways = make_predictor(unet, cam, cond), released_way(unet, cam, cond)
+    with Peak(device) as peak:
+        for _ in range(turns + 1):
+            seconds.append([])
+            for predict in ways:
+                wait()
+                start = time.perf_counter()
+                guided(predict, x, t, contexts)
+                wait()
+                seconds[-1].append(time.perf_counter() - start)
+    pairs = seconds[1:]  # the first warms up
+    ours, released = (min(column) for column in zip(*pairs))
+    times = statistics.median(b / a for a, b in pairs)
+    return {"seconds": ours, "released": released, "times": times, "peak GB": peak.value}
+
+
+@torch.no_grad()
 def autoencoder(
     way: str, frames: int, height: int, width: int, cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype
 ) -> Values:
@@ -204,9 +234,9 @@ def encoders(cfg: StreamingT2VConfig) -> dict[str, torch.nn.Module]:
     return {"text_encoder": CLIPTextModelWithProjection(text), "image_encoder": CLIPVisionModelWithProjection(image)}
 
 
-def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype) -> Values:
-    """Stages 1 and 2 of the shortest video that CAM has a part in, everything on the device; at full size stage 1 has a
-    UNet of its own."""
+def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, rung: Rung | None = None) -> Values:
+    """Stages 1 and 2 of the shortest video that CAM has a part in, on a rung or with everything on the device; at full
+    size stage 1 has a UNet of its own."""
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = cfg.cam.text_len
     with torch.device(device):
@@ -218,6 +248,11 @@ def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype) -
     scheduler = make_scheduler(cfg.scheduler, cfg.sampling.sampler)
     parts |= {"unet": unet, "cam": cam, "apm": apm, "scheduler": scheduler, "tokenizer": tokenizer}
     pipe = StreamingT2VPipeline(**parts, cfg=cfg)
+    if rung is not None:
+        for net in pipe.components.values():
+            if isinstance(net, torch.nn.Module):
+                torch.nn.Module.cpu(net)
+        pipe.ladder = Ladder(pipe, device, rung.name, report=lambda _: None)
     action = functools.partial(pipe, PROMPT, PREVIEW, enhance=False, progress=False)
     return timed(action, device, repeat=1, warm=False)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents
+from st2v_lib.baselines.concat_cond import ConcCond
 from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import StreamingT2VConfig
@@ -44,9 +45,18 @@ class CamStep(DiffusionStep):
         self.cam = cam.requires_grad_(True).attach(unet)
         self.scheduler = make_scheduler(cfg.scheduler, "ddim")
 
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As every phase's; a condition that passes frozen networks only is encoded here too."""
+        batch = super().prepare(batch)
+        if isinstance(self.cam, ConcCond):
+            batch["cond_features"] = self.cam.encode_condition(batch.pop("cond"))
+        return batch
+
     def loss(self, batch: dict[str, torch.Tensor]):
         x, t, target = at_random_levels(self.scheduler, batch["latents"], self.shift)
-        features = self.cam(x, t, batch["text"], cond=batch["cond"])
+        condition = {name: batch[name] for name in ("cond", "cond_features") if name in batch}
+        features = self.cam(x, t, batch["text"], **condition)
         return weighted_mse(self.unet(x, t, batch["text"], cam_features=features), target, batch["mask"]), {}
 
 

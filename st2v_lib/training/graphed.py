@@ -1,9 +1,9 @@
 """Forward and backward pass of a training step as one CUDA graph, recorded once for each shape of batch.
 
 A step of the tiny models is thousands of small kernels, and launching them one by one may well take longer than running
-them. Seen on one card: base, CAM and APM can be recorded, Conc-Cond cannot, probably for the mask by which it picks the
-given frames. The same run with and without a graph has not been timed. The optimiser, clipping and the average of
-weights stay outside, as they are.
+them. Base, CAM, APM, Conc-Cond and Add-Cond have been recorded, on one card: frozen encoders, one of which picks frames
+by a mask, work in ``prepare``. The same run with and without a graph has not been timed. The optimiser, clipping and
+the average of weights stay outside, as they are.
 """
 
 from __future__ import annotations

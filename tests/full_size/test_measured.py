@@ -32,10 +32,10 @@ def test_every_row_has_seconds_and_a_peak(measured, quick_config, monkeypatch):
     config = quick_config.replace(enhancer=dataclasses.replace(quick_config.enhancer, guidance_scale=2.0))
     rows, reported = measured.rows_of(config, CPU), []
     assert rows.keys() == {
-        "stage 2, a step, 64 px", "stage 2, a step, 64 px, the released way",
+        *(f"stage 2, a step, 64 px{way}" for way in ("", ", the released way", ", both ways in turns")),
         "VAE, encode, 16 frames of 64 x 64 px", "VAE, decode, 16 frames of 64 x 64 px",
         "VAE, encode, 1 frames of 80 x 80 px", "VAE, decode, 1 frames of 80 x 80 px",
-        "a preview, stages 1 and 2, 24 frames, 64 px",
+        *(f"a preview, stages 1 and 2, 24 frames, 64 px{on}" for on in ("", ", rung '16 GB'", ", rung 'smallest'")),
         *(f"stage 3, {what}, 80 px, rung {rung!r}" for what in ("a step", "a chunk of 24 frames")
           for rung in ("fastest", "16 GB", "smallest")),
         *(f"train cam, a step, batch 1, {way} checkpointing" for way in ("with", "without")),
