@@ -1,12 +1,30 @@
 """The recorded long videos: one command makes numbers and pictures, and a figure says whose weights they are."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+import st2v_lib
 from st2v_lib.errors import OutputError
 from st2v_lib.notebook import long_record
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """Two denoising steps a chunk: what is tested is the record, not the pictures."""
+    load = st2v_lib.load
+
+    def quick(*args, **options):
+        pipe = load(*args, **options)
+        pipe.cfg = pipe.cfg.replace(sampling=dataclasses.replace(pipe.cfg.sampling, num_inference_steps=2))
+        return pipe
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(st2v_lib, "load", quick)
+        patch.setattr("st2v_lib.loading.load", quick)
+        yield
 
 
 @pytest.fixture(scope="module")
