@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from st2v_lib import baselines, errors
 from st2v_lib.backbone import encode_frames, make_unet, make_vae
@@ -15,6 +16,7 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.loading import load
 from st2v_lib.streaming import start_stream
+from st2v_lib.training.cam import CamStep
 
 PROMPT = "a red circle bounces over green stripes"
 RIVALS = {"add_cond": AddCond, "concat_cond": ConcCond}
@@ -208,6 +210,24 @@ def test_rivals_train_on_cams_clips(small, vae):
     torch.testing.assert_close(ours["cond"][:, :8, :3], theirs["cond"])
     with pytest.raises(ValueError, match="'random' or 'aligned'"):
         rivals.make_batch(TINY, vae, mask="none")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RIVALS)
+def test_what_no_gradient_needs_is_done_before_the_step(name, unet, vae):
+    """A CUDA graph cannot hold Conc-Cond's picking of frames; Add-Cond's pixel encoder is trained and has to stay."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=99, max_position_embeddings=24, **sizes))
+    step = CamStep(TINY, unet, text, make(name, unet, vae))
+    x, _, cond = noisy()
+    batch = {"latents": x, "mask": torch.ones(1, 16, 8, 8), "cond": step.cam.as_masked(cond)}
+    ready = step.prepare(batch | {"ids": torch.zeros(1, 24, dtype=torch.long)})
+    assert ("cond" in ready) == (name == "add_cond") and ("cond_features" in ready) == (name == "concat_cond")
+    torch.manual_seed(3)
+    ours = step(ready)[0]
+    torch.manual_seed(3)
+    torch.testing.assert_close(step.loss(batch | {"text": ready["text"]})[0], ours)
+    step.cam.detach(unet)
 
 
 def test_an_arm_is_trained_by_one_command_to_its_clips(small, random_weights, tmp_path, monkeypatch):

@@ -291,7 +291,8 @@ def test_jobs_are_what_is_missing_once_each(tmp_path):
     assert sorted(i for share in shares for j in share if j.arm.name == "a" for i in j.indices) == [2, 3, 5, 6, 7, 8, 9]
 
 
-def test_other_weights_are_not_mixed_into_a_run(folder, tmp_path):
+def test_other_weights_are_not_mixed_into_a_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("st2v_lib.evaluation.runner.probe", lambda *_: 1.0)  # how long it would take is not asked
     suite = dataclasses.replace(FIRST, run=lambda bench, found, seeds: [Scored({"x": 1.0}) for _ in found])
     go = lambda place: evaluate(suite, suite.arms[:1], "dev", 2, [0], Options(), place, tmp_path / "r", device="cpu")  # noqa: E731
     go(folder)
