@@ -289,6 +289,15 @@ def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):
     assert group.budget == 4000
 
 
+def test_an_arm_alone_is_no_comparison(tmp_path):
+    """A few very long videos of one arm have their table, and no claims that nobody asked of them."""
+    for arm in ("full", "none"):
+        write(tmp_path, "long", arm, {"clip_score": [1.0] * 8}, frames=240)
+    write(tmp_path, "long", "full", {"clip_score": [1.0] * 6}, seed=1, frames=1200)
+    found = groups(tmp_path, "long", "test")
+    assert [len(g.rows) for g in found] == [2, 1] and plain(found) == found[:1]
+
+
 def test_each_training_seed_can_be_seen_alone(results):
     (group,) = groups(results, "cam", "test")
     text = by_training_seed(group, ("none", "add_cond", "cam"), CAM_COLUMNS[0], "cam")

@@ -128,11 +128,12 @@ def _in_words(clips: int, steps: int, processes: int) -> str:
 
 
 def plain(found: Sequence[Group]) -> list[Group]:
-    """The groups that headline claims are about: one sprite at the world's speed, the largest training budget."""
+    """The groups that headline claims are about: one sprite at the world's speed, the largest training budget, and
+    arms to compare."""
     kept = {}
     for group in found:  # sorted by budget within a kind
         options = next(iter(group.rows.values()))[0]["identity"]["options"]
-        if (options["sprites"], options["speed"]) == (1, "world"):
+        if (options["sprites"], options["speed"]) == (1, "world") and len(group.rows) > 1:
             kept[group.kind] = group
     return list(kept.values())
 
