@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from st2v_lib.evaluation import paper  # noqa: E402
 from st2v_lib.evaluation.overview import CLAIMS  # noqa: E402
-from st2v_lib.evaluation.tables import NOT_RUN, groups, judge, plain, show  # noqa: E402
+from st2v_lib.evaluation.tables import NOT_RUN, comparable, groups, judge, show  # noqa: E402
 from st2v_lib.evaluation.training_seeds import signs  # noqa: E402
 from st2v_lib.manifest import weights_mark  # noqa: E402
 from st2v_lib.notebook import front, lab_record, repository  # noqa: E402
@@ -97,7 +97,7 @@ def beside_the_paper(results: Path, split: str = "test") -> str:
     """The paper's claims that were run here, one row each, and how many were not."""
     rows, missing, total = [], 0, 0
     for where, suite, claims in CLAIMS:
-        found = plain(groups(results, suite, split))
+        found = comparable(groups(results, suite, split))
         for claim in claims:
             said = [(group, *judge(group, claim)) for group in found]
             said = [(group, verdict, difference) for group, verdict, difference in said if verdict != NOT_RUN]

@@ -7,7 +7,7 @@ from pathlib import Path
 from st2v_lib.cli import SUITES
 from st2v_lib.evaluation import paper
 from st2v_lib.evaluation.results import read_results
-from st2v_lib.evaluation.tables import NOT_RUN, arm_of, groups, judge, markdown, plain, show
+from st2v_lib.evaluation.tables import NOT_RUN, arm_of, comparable, groups, judge, markdown, show
 from st2v_lib.evaluation.training_seeds import signs
 
 CLAIMS = (  # where in the paper, suite, claims
@@ -45,7 +45,7 @@ def claims(results: Path, split: str) -> str:
     """Each claim, the paper's or ours, with its paired difference and what it says, then how many of each kind."""
     rows, count = [], dict.fromkeys(("agrees", "does not agree", "tie", "too few", NOT_RUN), 0)
     for where, suite, listed in CLAIMS:
-        found = plain(groups(results, suite, split))
+        found = comparable(groups(results, suite, split))
         for claim in listed:
             for group in found or [None]:
                 said, difference = judge(group, claim) if group else (NOT_RUN, None)

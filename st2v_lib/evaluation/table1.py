@@ -17,9 +17,9 @@ from st2v_lib.evaluation.tables import (
     Column,
     Group,
     claims_text,
+    comparable,
     groups,
     markdown,
-    plain,
     table,
 )
 from st2v_lib.evaluation.waiting import not_run
@@ -42,7 +42,7 @@ def table1(results: Path, split: str, out: Path) -> str:
     beside = {arm: "; ".join(map(numbers, methods)) for arm, methods in paper.STANDS_FOR.items()}
     parts = ["## table1\n"]
     for suite, (arms, reference) in ARMS.items():
-        found = plain(groups(results, suite, split))
+        found = comparable(groups(results, suite, split))
         if not found:
             parts.append(not_run(suite, split, {arm: beside[arm] for arm in arms if arm in beside}))
         for group in found:

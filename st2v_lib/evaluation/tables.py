@@ -128,14 +128,18 @@ def _in_words(clips: int, steps: int, processes: int) -> str:
 
 
 def plain(found: Sequence[Group]) -> list[Group]:
-    """The groups that headline claims are about: one sprite at the world's speed, the largest training budget, and
-    arms to compare."""
+    """The groups that headline claims are about: one sprite at the world's speed, the largest training budget."""
     kept = {}
     for group in found:  # sorted by budget within a kind
         options = next(iter(group.rows.values()))[0]["identity"]["options"]
-        if (options["sprites"], options["speed"]) == (1, "world") and len(group.rows) > 1:
+        if (options["sprites"], options["speed"]) == (1, "world"):
             kept[group.kind] = group
     return list(kept.values())
+
+
+def comparable(found: Sequence[Group]) -> list[Group]:
+    """Of the plain groups those with two arms or more; one alone, such as a few very long videos, claims nothing."""
+    return [group for group in plain(found) if len(group.rows) > 1]
 
 
 def table(
