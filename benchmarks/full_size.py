@@ -18,6 +18,7 @@ import gzip
 import json
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -186,7 +187,8 @@ def main() -> None:
             print(line(name, values))
     if args.json:
         config = dataclasses.asdict(cfg)
-        how = {"command": f"python benchmarks/full_size.py {' '.join(sys.argv[1:])}", "machine": machine, "kind": kind}
+        words = [word.replace(str(args.json), args.json.name) for word in sys.argv[1:]]  # no folder of this machine
+        how = {"command": f"python benchmarks/full_size.py {shlex.join(words)}", "machine": machine, "kind": kind}
         args.json.write_text(json.dumps({**how, "rows": rows, "config": config}, indent=1) + "\n")
 
 

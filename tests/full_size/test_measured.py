@@ -107,5 +107,6 @@ def test_command(tmp_path):
     assert out[0].startswith("tiny on ") and out[0].endswith("CPU threads: measured") and len(out) == 3
     record = json.loads(file.read_text())
     assert record["kind"] == "measured" and record["config"]["name"] == "tiny" and len(record["rows"]) == 2
+    assert record["command"].endswith("--only decode --json rows.json"), "and no folder of this machine"
     refused = subprocess.run([*command, "--preset", "modelscope"], capture_output=True, text=True)
     assert refused.returncode == 2 and "--preset tiny" in refused.stderr
