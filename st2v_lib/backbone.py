@@ -225,7 +225,7 @@ def encoder_half(
     """
     b, _, f = sample.shape[:3]
     timesteps = torch.as_tensor(timestep, device=sample.device).expand(b)
-    temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
+    temb = net.time_embedding(net.time_proj(timesteps).to(sample.dtype))
     temb = repeat(temb, "b d -> (b f) d", f=f)
     tokens = repeat(encoder_hidden_states, "b l d -> (b f) l d", f=f)
 

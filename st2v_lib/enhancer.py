@@ -251,10 +251,11 @@ def unet_denoiser(
     """
     schedule = schedule or logsnr_cosine_interp()
     branches = [text] if config.guidance_scale == 1 else [null_text, text]
-    tokens = torch.cat(branches).to(unet.dtype)
+    dtype = unet.dtype  # asked once: diffusers walks through all modules for it
+    tokens = torch.cat(branches).to(dtype)
 
     def denoise(x: Tensor, timestep: int, chunk_index: int) -> Tensor:
-        v = unet(x.to(unet.dtype).repeat(len(branches), 1, 1, 1, 1), timestep, tokens).to(x.dtype)
+        v = unet(x.to(dtype).repeat(len(branches), 1, 1, 1, 1), timestep, tokens).to(x.dtype)
         if len(branches) == 2:
             v = guide_v(*v.chunk(2), config.guidance_scale, config.guidance_rescale)
         return schedule.x0_from_v(x, v, timestep)

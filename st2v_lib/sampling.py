@@ -179,13 +179,14 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
         raise ValueError("give both cam and its conditioning frames, or neither")
     cond_features = None if cam is None else cam.encode_condition(cond)
     layers, mixed, mixed_from = [], [], None
+    dtype = unet.dtype  # asked once: diffusers walks through all modules for it
 
     def predict(latents: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
         nonlocal layers, mixed, mixed_from
         if tokens is not mixed_from:
             layers, mixed_from = apm_processors(unet), tokens
-            mixed = [layer.mix(tokens.to(unet.dtype)) for layer in layers]
-        x, tokens = latents.to(unet.dtype), tokens.to(unet.dtype)
+            mixed = [layer.mix(tokens.to(dtype)) for layer in layers]
+        x, tokens = latents.to(dtype), tokens.to(dtype)
         features = None if cam is None else cam(x, timestep, tokens, cond_features=cond_features)
         with holding(layers, mixed):
             return unet(x, timestep, tokens, cam_features=features).to(latents.dtype)

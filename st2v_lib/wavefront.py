@@ -247,6 +247,7 @@ def batch_denoiser(
         schedule: noise levels; ``None`` for ``logsnr_cosine_interp()``.
     """
     schedule = schedule or logsnr_cosine_interp()
+    dtype = unet.dtype  # asked once: diffusers walks through all modules for it
 
     def denoise(x: Tensor, timesteps: Sequence[int], chunks: Sequence[int]) -> Tensor:
         each = len(x) // len(chunks)
@@ -254,8 +255,8 @@ def batch_denoiser(
         if config.guidance_scale != 1:
             branches.insert(0, null_text.repeat(len(chunks), 1, 1))
         t = torch.tensor(timesteps, device=x.device).repeat_interleave(each).repeat(len(branches))
-        tokens = torch.cat(branches).to(unet.dtype)
-        v = unet(x.to(unet.dtype).repeat(len(branches), 1, 1, 1, 1), t, tokens).to(x.dtype)
+        tokens = torch.cat(branches).to(dtype)
+        v = unet(x.to(dtype).repeat(len(branches), 1, 1, 1, 1), t, tokens).to(x.dtype)
         if len(branches) == 2:
             v = guide_v(*v.chunk(2), config.guidance_scale, config.guidance_rescale)
         parts = zip(x.split(each), v.split(each), timesteps, strict=True)
