@@ -20,8 +20,8 @@ ARMS = (
     "apm_unet", "apm_unet_null",
 )  # fmt: skip
 SUITES = (
-    "first-chunk", "long", "guidance", "samplers", "cam", "cam-condition", "apm", "apm-anchors", "blending",
-    "blending-sweep", "blending-levels",
+    "first-chunk", "long", "guidance", "samplers", "cam", "cam-condition", "cam-hidden", "apm", "apm-anchors",
+    "blending", "blending-sweep", "blending-levels",
 )  # fmt: skip
 DRAWINGS = (
     "overview", "floors", "table1", "table-cam", "table-apm", "table-blending", "table-long", "motion",

@@ -181,7 +181,7 @@ def test_every_drawing_works_without_results(tmp_path, capsys):
 
 def test_a_suite_without_results_is_one_line_until_it_has_some(results, tmp_path):
     empty = reproduce.DRAW["table-cam"](tmp_path / "none", "test", tmp_path)
-    assert "|" not in empty and empty.count("not run") == 2, "a line for cam, one for cam-condition"
+    assert "|" not in empty and empty.count("not run") == 3, "a line for cam, cam-condition and cam-hidden"
     assert "`st2v evaluate cam --split test` makes" in empty and "full_run --plan" in empty
     assert "hours on one CPU core" in empty and "add_cond: SCuts 0.284" in empty
     for what in ("fig4", "fig12", "fig14", "stability"):
@@ -280,7 +280,7 @@ def test_the_overview_lists_what_was_run_and_counts_claims(results):
     )
     assert {row[0] for row in rows if row[1].startswith("smoother joints")} == {"ours"}
     assert {row[0] for row in rows if row[1].startswith("fewer cuts with CAM")} == {"CAM, §5.3"}
-    assert "2 agrees; 0 does not agree; 1 tie; 0 too few; 23 not run" in text
+    assert "2 agrees; 0 does not agree; 1 tie; 0 too few; 25 not run" in text
 
 
 def test_headline_tables_take_plain_scenes_and_the_largest_budget(results):

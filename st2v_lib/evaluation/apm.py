@@ -4,6 +4,9 @@ Every case starts from a rendered first chunk with the sprite whole in frame 0 a
 only if the frames that were generated and carried show no sprite, so that no short-term memory can know it. Then: does
 a sprite return, after how many frames, and, given that it does, with which pattern, shade and size? Where it returns is
 not judged. Pattern is drawn evenly from four, so a quarter is chance.
+
+Without APM the same cases ask another question of the short-term memories alone: the text still names the sprite, but
+all that is carried shows it gone. Axis, fixed beforehand: does a sprite return?
 """
 
 from __future__ import annotations
@@ -118,3 +121,11 @@ SUITE = Suite(
 ANCHOR_SUITE = dataclasses.replace(
     SUITE, name="apm-anchors", about="which frame is the anchor, and how much it weighs", arms=ANCHOR_ARMS
 )
+MEMORIES_SUITE = dataclasses.replace(
+    SUITE, name="cam-hidden", about="hidden sprites without APM: does CAM, or a rival, leave room for them to return?",
+    arms=(
+        Arm("none", {"conditioning": "none", "apm": None}), Arm("cam-shipped", {"apm": None}),
+        Arm("rendering", how={"source": "rendering"}),
+    ),
+    trained=("cam", "concat_cond", "add_cond"),
+)  # fmt: skip

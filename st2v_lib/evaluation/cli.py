@@ -14,7 +14,7 @@ SUITES: dict[str, Suite] = {
     s.name: s
     for s in (
         first_chunk.SUITE, long.SUITE, long.GUIDANCE_SUITE, long.SAMPLER_SUITE, cam.SUITE, cam.CONDITION_SUITE,
-        apm.SUITE, apm.ANCHOR_SUITE, blending.SUITE, blending.SWEEP_SUITE, blending.LEVELS_SUITE,
+        apm.MEMORIES_SUITE, apm.SUITE, apm.ANCHOR_SUITE, blending.SUITE, blending.SWEEP_SUITE, blending.LEVELS_SUITE,
     )
 }  # fmt: skip
 
@@ -47,9 +47,9 @@ def check(suite: Suite, videos: int, seeds: list[int], options: Options, batch: 
         raise InputError(f"--frames: a first chunk has {suite.frames}")
     if suite.name.startswith("cam") and options.frames is not None and options.frames < 17:
         raise InputError(f"--frames: {suite.name} scores what follows 16 true frames, got {options.frames}")
-    if suite.name.startswith("apm") and (options.sprites, options.speed) != (1, "world"):
+    if suite.case is apm.case and (options.sprites, options.speed) != (1, "world"):
         raise InputError(f"{suite.name} has cases with one sprite at the world's speeds only")
-    if suite.name.startswith("apm") and options.frames is not None and options.frames < 48:
+    if suite.case is apm.case and options.frames is not None and options.frames < 48:
         raise InputError(f"--frames: a hidden sprite may be away until frame 48, got {options.frames}")
 
 

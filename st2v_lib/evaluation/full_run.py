@@ -76,6 +76,7 @@ def evaluation(weights: Path, arms: Path, results: Path | None, split: str, scal
         suite("cam", 24, "--sprites", "2", "--arms", *full),
         suite("cam", 24, "--speed", "fast", "--arms", *full),
         suite("cam-condition", 24),
+        suite("cam-hidden", 48, "--arms", *full),
         suite("apm", 100, "--arms", *long_term),
         suite("apm-anchors", 50),
         suite("blending", 24),

@@ -14,6 +14,7 @@ CLAIMS = (  # where in the paper, suite, claims
     ("Tab. 1", "long", paper.TABLE1_CLAIMS["long"]),
     ("Tab. 1", "cam", paper.TABLE1_CLAIMS["cam"]),
     ("CAM, §5.3", "cam", paper.CLAIMS["table-cam"]),
+    ("CAM", "cam-hidden", paper.CLAIMS["cam-hidden"]),
     ("APM, §5.3", "apm", paper.CLAIMS["table-apm"]),
     ("blending, §5.3", "blending", paper.CLAIMS["table-blending"]),
     ("blending, §5.3", "blending-levels", paper.CLAIMS["blending-levels"]),

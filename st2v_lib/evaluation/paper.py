@@ -57,6 +57,12 @@ CLAIMS = {
         Claim("smoother joints with CAM than with Add-Cond", "seam_bend", "cam", "add_cond", -1, ours=True),
         Claim("smoother joints with CAM than without memory", "seam_bend", "cam", "none", -1, ours=True),
     ),
+    "cam-hidden": (
+        Claim("what is out of sight returns more often with CAM than with Conc-Cond", "returned", "cam", "concat_cond",
+              1, ours=True),
+        Claim("what is out of sight returns more often with CAM than with Add-Cond", "returned", "cam", "add_cond",
+              1, ours=True),
+    ),
     "table-apm": (
         Claim("APM keeps the identity of what returns", "pattern_kept", "apm", "apm_null", 1),
         Claim("APM keeps the shade of what returns", "shade_error", "apm", "apm_null", -1),
@@ -69,7 +75,7 @@ CLAIMS = {
         Claim("it moves more like the truth than naive chunks", "flow_error", "code", "B", -1, ours=True),
         Claim("its chunks agree more where they overlap", "chunk_agreement", "code", "B", 1, ours=True),
     ),
-}
+}  # fmt: skip
 CLAIMS["blending-levels"] = tuple(  # the enhancer's level of the paper
     replace(c, text=f"{c.text}, from level 599", a=f"{c.a}@599", b=f"{c.b}@599") for c in CLAIMS["table-blending"]
 )

@@ -40,6 +40,7 @@ APM_COLUMNS = (
     Column("shade_error", "shade error, given return", -1), Column("size_error", "size error, given return", -1),
     Column("background_shade_error", "background shade error", -1),
 )  # fmt: skip
+HIDDEN_COLUMNS = tuple(c for c in APM_COLUMNS if c.value in ("counts", "returned", "waiting", "pattern_kept"))
 LONG_COLUMNS = (
     Column("end_pattern_kept", "pattern kept, last 64 frames", 1, percent=True),
     Column("end_shade_error", "shade error, last 64", -1),
@@ -85,8 +86,9 @@ def tables_of(
             parts.append(not_run(suite, split, {arm: beside[arm] for arm in arms if arm in beside}))
         for group in found:
             parts.append(table(group, arms, columns, beside, reference))
-            if suite == what.removeprefix("table-") and what in paper.CLAIMS:
-                parts.append(claims_text(group, paper.CLAIMS[what]))
+            claims = paper.CLAIMS.get(what if suite == what.removeprefix("table-") else suite)
+            if claims:
+                parts.append(claims_text(group, claims))
         notes = results / suite / "notes.md"
         if notes.is_file():
             parts.append(notes.read_text())
@@ -98,6 +100,8 @@ def table_cam(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
     suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
     text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
+    hidden = {"cam-hidden": (("none", "concat_cond", "add_cond", "cam"), "cam")}
+    text += tables_of("out of sight", hidden, HIDDEN_COLUMNS, {}, results, split)
     return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 
 
