@@ -32,7 +32,10 @@ CAM_COLUMNS = (
     Column("gflop_per_frame", "GFLOP a new frame"),
 )  # fmt: skip
 CURVES = tuple(c for c in CAM_COLUMNS if c.value in ("seam_bend", "overlap_psnr"))
-CAM_ARMS = ("none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "cam")
+CAM_ARMS = (
+    "none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam",
+    "cam_primed",
+)  # fmt: skip
 APM_COLUMNS = (
     Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
     Column("waiting", "frames waited, given return"),
@@ -100,7 +103,7 @@ def table_cam(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
     suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
     text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
-    hidden = {"cam-hidden": (("none", "concat_cond", "add_cond", "cam"), "cam")}
+    hidden = {"cam-hidden": (("none", "concat_cond", "add_cond", "add_cond_primed", "cam", "cam_primed"), "cam")}
     text += tables_of("out of sight", hidden, HIDDEN_COLUMNS, {}, results, split)
     return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 

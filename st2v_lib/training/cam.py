@@ -2,16 +2,27 @@
 
 The condition is the clean version of the first 8 of the 16 frames being denoised, exactly the alignment of inference.
 In half of the clips it passes the VAE once, as every hand-over between chunks does, its latents a little noisy.
+
+Differs from the paper: a fresh CAM is *primed* first. As the paper starts it, a pixel encoder that has never seen a
+frame is read by attention that prefers no frame, and a tiny CAM learns several times more slowly. The arm of the fair
+tests, ``st2v train cam --clips N``, starts as the paper does; ``cam_primed`` is the other one.
 """
 
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import nn
+from tqdm.auto import tqdm
 from transformers import CLIPTextModelWithProjection
 
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet, decode_latents
+from st2v_lib.baselines.add_cond import AddCond
 from st2v_lib.baselines.concat_cond import ConcCond
 from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
@@ -26,6 +37,72 @@ from st2v_lib.world.render import render
 ROUND_TRIP = 0.5  # share of clips whose condition has been through the VAE
 TRIP_NOISE = 0.15  # largest deviation of the noise such latents get: at inference they are generated, not true
 BATCH = 8
+SEEING_STEPS, SEEING_LR, SEEING_SHARE = 400, 2e-3, 0.2  # the pixel encoder alone; share: of the minutes, at most
+
+
+def primed(
+    module: Cam | AddCond,
+    unet: StreamingUNet,
+    make_batch: Callable[[int, int], dict[str, torch.Tensor]],
+    device: torch.device,
+    minutes: float,
+) -> Cam | AddCond:
+    """A fresh module that can see, and whose frames ask the right frame, before it learns what to do with that.
+
+    Sight: for a few hundred batches the pixel encoder alone learns to give, of a frame, what the UNet's first layer
+    makes of that frame's clean latents; the extractor adds it to what that layer makes of the noisy ones. Attention
+    (CAM only): queries and keys start as the features are. The extractor is a copy of the UNet and meets the same
+    noise, so a frame's features are most like CAM's of the frame in the same place, and that one is read most.
+    As before, nothing is added to the UNet until the last layers, zero still, have learnt.
+
+    Args:
+        module: to prime; changed in place and returned.
+        unet: frozen, on the device.
+        make_batch: batches of the phase, of a pool of their own.
+        device: where to compute.
+        minutes: of the whole phase.
+    """
+    if isinstance(module, Cam):
+        for injector in module.injectors:
+            for layer in (injector.proj_in, injector.attention.to_q, injector.attention.to_k):
+                nn.init.eye_(layer.weight)
+            nn.init.zeros_(injector.proj_in.bias)
+    eyes = module.extractor.cond_encoder if isinstance(module, Cam) else module.cond_encoder
+    module.to(device)
+    optimizer = torch.optim.AdamW(eyes.parameters(), lr=SEEING_LR)
+    start = time.time()
+    for step in (bar := tqdm(range(SEEING_STEPS), desc="pixel encoder", unit="step")):
+        share = max(step / SEEING_STEPS, (time.time() - start) / (60 * SEEING_SHARE * minutes))
+        if share >= 1:
+            break
+        optimizer.param_groups[0]["lr"] = SEEING_LR * min(1.0, (step + 1) / 20, max(0.02, (1 - share) / 0.4))
+        batch = {name: v.to(device) for name, v in make_batch(0, step).items() if name in ("cond", "latents")}
+        with fast_math(device):
+            loss = blindness(module.encode_condition(batch["cond"]), batch, unet.conv_in)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            bar.set_postfix(unexplained=f"{loss.item():.3f}")
+    return module
+
+
+def blindness(seen: torch.Tensor, batch: dict[str, torch.Tensor], conv_in: nn.Conv2d) -> torch.Tensor:
+    """Share that features leave unexplained of what the UNet's first layer makes of the same frames' clean latents.
+
+    Args:
+        seen: features of a chunk's first frames, ``b n c h w``.
+        batch: with the clean ``latents`` ``b z f h w`` and the condition ``cond``, ``b n 3 H W`` or, masked,
+            ``b n 4 H W``, of which only the frames count that are given.
+        conv_in: the UNet's first layer, frozen.
+    """
+    count, cond = seen.shape[1], batch["cond"]
+    with torch.no_grad():
+        clean = rearrange(batch["latents"][:, :, :count], "b c n h w -> (b n) c h w")
+        wanted = F.conv2d(clean, conv_in.weight, padding=conv_in.padding).float().unflatten(0, (-1, count))
+    error = (seen.float() - wanted).square().mean((2, 3, 4))
+    given = reduce(cond[:, :, 3], "b n h w -> b n", "max") if cond.shape[2] == 4 else torch.ones_like(error)
+    return (error * given).sum() / given.sum() / wanted.var()
 
 
 class CamStep(DiffusionStep):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -267,14 +269,25 @@ def _prepare(
         return enhancer.EnhancerStep(unet, text), batches, fit(1e-3), lambda: save(unet, out / "enhancer"), None
 
     unet = quiet(load(StreamingUNet, out, "unet", acc.device))
+    began = time.monotonic()
+    left = lambda: max(minutes / 2, minutes - (time.monotonic() - began) / 60)  # noqa: E731 (after priming)
+    begun = resume and (common.state_dir(out) / phase / "state.pt").exists()
     if phase in RIVALS:
-        rival = quiet(saved(rival_class(phase), phase, lambda: rivals.prepare(phase, cfg, unet, frozen)))
-        batches = rivals.make_batch(cfg, frozen, seed, **options)
+        prime = options.pop("primed", False) and not begun
+        make = functools.partial(rivals.make_batch, cfg, frozen, seed, **options)
+        fresh = lambda: rivals.prepare(phase, cfg, unet, frozen)  # noqa: E731
+        start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
+        rival, batches = quiet(saved(rival_class(phase), phase, start)), make()
+        minutes = left()
         step = cam.CamStep(cfg, unet, text, rivals.with_vae(rival, frozen))
         return step, batches, fit(scaled(5e-4, options)), lambda: save(rival, out / phase), None
     if phase == "cam":
-        memory = quiet(saved(Cam, "cam", lambda: Cam.from_unet(unet, cfg.cam)))
-        batches = cam.make_batch(cfg, frozen, seed, **options)
+        prime = options.pop("primed", True) and not begun
+        make = functools.partial(cam.make_batch, cfg, frozen, seed, **options)
+        fresh = lambda: Cam.from_unet(unet, cfg.cam)  # noqa: E731
+        start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
+        memory, batches = quiet(saved(Cam, "cam", start)), make()
+        minutes = left()
         step = cam.CamStep(cfg, unet, text, memory)
         return step, batches, fit(scaled(5e-4, options)), lambda: save(memory, out / "cam"), None
     memory = quiet(load(Cam, out, "cam", acc.device))

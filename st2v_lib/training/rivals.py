@@ -54,13 +54,15 @@ class Arm:
 
 
 ARMS = {
-    "cam": Arm("cam"),
-    "cam_1": Arm("cam", num_cond_frames=1),
-    "cam_2": Arm("cam", num_cond_frames=2),
-    "cam_4": Arm("cam", num_cond_frames=4),
+    "cam": Arm("cam", options={"primed": False}),  # starts as the paper's
+    "cam_primed": Arm("cam", options={"primed": True}),
+    "cam_1": Arm("cam", num_cond_frames=1, options={"primed": False}),
+    "cam_2": Arm("cam", num_cond_frames=2, options={"primed": False}),
+    "cam_4": Arm("cam", num_cond_frames=4, options={"primed": False}),
     "concat_cond": Arm("concat_cond", options={"mask": "random"}),
     "concat_cond_aligned": Arm("concat_cond", options={"mask": "aligned"}),
     "add_cond": Arm("add_cond", options={"mask": "random"}),
+    "add_cond_primed": Arm("add_cond", options={"mask": "random", "primed": True}),
     "add_cond_aligned": Arm("add_cond", options={"mask": "aligned"}),
     "apm": Arm("apm", needs=("cam",)),
     "apm_null": Arm("apm", needs=("cam",), options={"null_anchor": True}),
