@@ -192,6 +192,7 @@ def small(monkeypatch):
     monkeypatch.setattr(data, "PREFILL", 2)
     for module in (cam, apm):
         monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(cam, "SEEING_STEPS", 2)
     monkeypatch.setattr(apm, "RETURNING", 0.0)
 
 
@@ -238,7 +239,7 @@ def test_an_arm_is_trained_by_one_command_to_its_clips(small, random_weights, tm
 
     monkeypatch.setenv("ST2V_DATA", str(random_weights))
     records = {}
-    for name in ("add_cond", "concat_cond_aligned", "cam_1"):
+    for name in ("add_cond", "concat_cond_aligned", "cam_1", "cam_primed", "add_cond_primed"):
         out = tmp_path / name
         assert cli.main(["train", name, "--clips", "4", "--seed", "1", "--device", "cpu", "--out", str(out)]) == 0
         records[name] = json.loads((out / "arm.json").read_text())

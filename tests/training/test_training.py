@@ -272,6 +272,7 @@ def small(monkeypatch):
     monkeypatch.setattr(base, "IMAGE_PREFILL", 4)
     monkeypatch.setattr(data, "PREFILL", 2)
     monkeypatch.setattr(cam, "BATCH", 1)
+    monkeypatch.setattr(cam, "SEEING_STEPS", 2)
     monkeypatch.setattr(apm, "BATCH", 2)
     monkeypatch.setattr(apm, "RETURNING", 0.0)
     monkeypatch.setattr(enhancer, "BATCH", 1)
