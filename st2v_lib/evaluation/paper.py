@@ -56,6 +56,12 @@ CLAIMS = {
         Claim("smoother joints with CAM than with Conc-Cond", "seam_bend", "cam", "concat_cond", -1, ours=True),
         Claim("smoother joints with CAM than with Add-Cond", "seam_bend", "cam", "add_cond", -1, ours=True),
         Claim("smoother joints with CAM than without memory", "seam_bend", "cam", "none", -1, ours=True),
+        Claim("smoother joints with a primed CAM than from the paper's start", "seam_bend", "cam_primed", "cam", -1,
+              ours=True),
+        Claim("smoother joints with a primed CAM than with Conc-Cond", "seam_bend", "cam_primed", "concat_cond", -1,
+              ours=True),
+        Claim("smoother joints with a primed CAM than with a primed Add-Cond", "seam_bend", "cam_primed",
+              "add_cond_primed", -1, ours=True),
     ),
     "cam-hidden": (
         Claim("what is out of sight returns more often with CAM than with Conc-Cond", "returned", "cam", "concat_cond",
