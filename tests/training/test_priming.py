@@ -27,9 +27,15 @@ def batches(pipe, count=2):
     return lambda rank, n: {"latents": latents, "cond": video[:, :8].contiguous(), "mask": None}
 
 
-def prime(module, pipe, make_batch, monkeypatch, steps=25):
-    monkeypatch.setattr(cam, "SEEING_STEPS", steps)
-    return cam.primed(module, pipe.unet, make_batch, torch.device("cpu"), minutes=60)
+def prime(module, pipe, make_batch, steps=15):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cam, "SEEING_STEPS", steps)
+        return cam.primed(module, pipe.unet, make_batch, torch.device("cpu"), minutes=60)
+
+
+@pytest.fixture(scope="module")
+def ready(pipe):
+    return prime(Cam.from_unet(pipe.unet, pipe.cfg.cam), pipe, batches(pipe))
 
 
 def asked(injector, skip, features):
@@ -43,11 +49,10 @@ def asked(injector, skip, features):
     return weights[:, :, :8].diagonal(dim1=-2, dim2=-1).mean().item()
 
 
-def test_a_primed_cam_sees_asks_and_changes_nothing_yet(pipe, monkeypatch):
+def test_a_primed_cam_sees_asks_and_changes_nothing_yet(pipe, ready):
     make_batch, seen = batches(pipe), {}
     torch.manual_seed(0)
     fresh = Cam.from_unet(pipe.unet, pipe.cfg.cam)
-    ready = prime(Cam.from_unet(pipe.unet, pipe.cfg.cam), pipe, make_batch, monkeypatch)
     batch = make_batch(0, 0)
     x, t, text = torch.randn(2, 8, 16, 8, 8), torch.tensor(700), pipe.encode_text("a red circle").repeat(2, 1, 1)
     with torch.no_grad():
@@ -67,9 +72,7 @@ def test_a_primed_cam_sees_asks_and_changes_nothing_yet(pipe, monkeypatch):
     assert all(share > 0.2 for share in own_place)
 
 
-def test_only_the_pixel_encoder_learns(pipe, monkeypatch):
-    module = Cam.from_unet(pipe.unet, pipe.cfg.cam)
-    ready = prime(module, pipe, batches(pipe), monkeypatch, steps=2)
+def test_only_the_pixel_encoder_learns(pipe, ready):
     theirs = pipe.unet.state_dict()
     for name, value in ready.extractor.state_dict().items():
         if not name.startswith("cond_encoder"):
@@ -95,7 +98,7 @@ def test_blindness_counts_the_frames_that_are_given():
     torch.testing.assert_close(cam.blindness(other, batch, conv_in), expected)
 
 
-def test_add_cond_can_be_primed_too(pipe, monkeypatch):
+def test_add_cond_can_be_primed_too(pipe):
     make_batch = batches(pipe)
     given = torch.ones(2, 8, dtype=torch.bool)
     given[:, 3:] = False
@@ -108,7 +111,7 @@ def test_add_cond_can_be_primed_too(pipe, monkeypatch):
     rival = AddCond.from_unet(pipe.unet, pipe.cfg.cam, pipe.cfg.chunk_frames)
     batch = masked_batch(0, 0)
     before = cam.blindness(rival.encode_condition(batch["cond"]), batch, pipe.unet.conv_in)
-    ready = prime(rival, pipe, masked_batch, monkeypatch)
+    ready = prime(rival, pipe, masked_batch)
     assert cam.blindness(ready.encode_condition(batch["cond"]), batch, pipe.unet.conv_in) < 0.5 * before
 
 
