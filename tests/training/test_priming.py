@@ -27,7 +27,7 @@ def batches(pipe, count=2):
     return lambda rank, n: {"latents": latents, "cond": video[:, :8].contiguous(), "mask": None}
 
 
-def prime(module, pipe, make_batch, steps=15):
+def prime(module, pipe, make_batch, steps=25):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cam, "SEEING_STEPS", steps)
         return cam.primed(module, pipe.unet, make_batch, torch.device("cpu"), minutes=60)
