@@ -269,27 +269,17 @@ def _prepare(
         return enhancer.EnhancerStep(unet, text), batches, fit(1e-3), lambda: save(unet, out / "enhancer"), None
 
     unet = quiet(load(StreamingUNet, out, "unet", acc.device))
-    began = time.monotonic()
-    left = lambda: max(minutes / 2, minutes - (time.monotonic() - began) / 60)  # noqa: E731 (after priming)
-    begun = resume and (common.state_dir(out) / phase / "state.pt").exists()
-    if phase in RIVALS:
-        prime = options.pop("primed", False) and not begun
-        make = functools.partial(rivals.make_batch, cfg, frozen, seed, **options)
-        fresh = lambda: rivals.prepare(phase, cfg, unet, frozen)  # noqa: E731
+    if phase in (*RIVALS, "cam"):
+        began, rival = time.monotonic(), phase in RIVALS
+        begun = resume and (common.state_dir(out) / phase / "state.pt").exists()
+        prime = options.pop("primed", not rival) and not begun
+        make = functools.partial((rivals if rival else cam).make_batch, cfg, frozen, seed, **options)
+        fresh = lambda: rivals.prepare(phase, cfg, unet, frozen) if rival else Cam.from_unet(unet, cfg.cam)  # noqa: E731
         start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
-        rival, batches = quiet(saved(rival_class(phase), phase, start)), make()
-        minutes = left()
-        step = cam.CamStep(cfg, unet, text, rivals.with_vae(rival, frozen))
-        return step, batches, fit(scaled(5e-4, options)), lambda: save(rival, out / phase), None
-    if phase == "cam":
-        prime = options.pop("primed", True) and not begun
-        make = functools.partial(cam.make_batch, cfg, frozen, seed, **options)
-        fresh = lambda: Cam.from_unet(unet, cfg.cam)  # noqa: E731
-        start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
-        memory, batches = quiet(saved(Cam, "cam", start)), make()
-        minutes = left()
+        memory = rivals.with_vae(quiet(saved(rival_class(phase) if rival else Cam, phase, start)), frozen)
+        minutes = max(minutes / 2, minutes - (time.monotonic() - began) / 60)  # priming took its share
         step = cam.CamStep(cfg, unet, text, memory)
-        return step, batches, fit(scaled(5e-4, options)), lambda: save(memory, out / "cam"), None
+        return step, make(), fit(scaled(5e-4, options)), lambda: save(memory, out / phase), None
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)
     anchor = saved(Apm, "apm", lambda: Apm.from_unet(unet, cfg.apm))
