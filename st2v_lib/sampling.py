@@ -238,11 +238,11 @@ def denoise_steps(
     """
     b, c, f, h, w = latents.shape
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    scheduler.set_timesteps(num_inference_steps)  # on the CPU: the scheduler's arithmetic makes no card wait
     takes, noisy = inspect.signature(scheduler.step).parameters, adds_noise(scheduler, eta)
     x = latents * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
-        prediction = guided(predict, scheduler.scale_model_input(x, t), t, contexts)
+    for i, (t, there) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(x.device))):
+        prediction = guided(predict, scheduler.scale_model_input(x, t), there, contexts)
         extra = {}
         if "eta" in takes:
             # at zero SNR and eta 1 DDIM takes the root of an exact 0, which rounding can make negative
