@@ -175,9 +175,10 @@ def chunk_steps(
         variance_noise,
     ):
         yield step
-    video = decode_latents(models.vae, step.latents, decode_batch).float()
+    kept = step.latents[:, :, min(n, state.chunk_frames - n) :]  # of the carried frames only what is carried on again
+    video = decode_latents(models.vae, kept, decode_batch).float()
     after = dataclasses.replace(state, chunk_index=state.chunk_index + 1, cond=_own(video[:, -n:]))
-    return video[:, n:], after if models.follow is None else models.follow(models, after)
+    return video[:, n - state.chunk_frames :], after if models.follow is None else models.follow(models, after)
 
 
 def next_chunk(

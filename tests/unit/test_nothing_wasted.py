@@ -38,8 +38,12 @@ def calls(pipe):
 
 
 def test_a_stream_computes_constants_once(pipe, calls):
+    decoded = []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda _, args: decoded.append(len(args[0])))
     pipe(PROMPT, num_frames=24, enhance=False, progress=False)  # the first chunk and one more
+    hook.remove()
     chunks = 2
+    assert sum(decoded) == 24, "carried frames, generated again and dropped, are not decoded"
     assert calls["unet"] == chunks * STEPS, "all guidance branches in one batch"
     assert calls["cam"] == (chunks - 1) * STEPS
     assert calls["cam pixels"] == chunks - 1, "CAM's pixel encoder runs once a chunk"
