@@ -185,15 +185,21 @@ class CamInjector(nn.Module):
         # statistics over frames and space of a whole clip, not of a frame
         queries = self.norm(rearrange(hidden, "(b f) c h w -> b c f h w", b=b))
         queries = self.proj_in(rearrange(queries, "b c f h w -> (b h w) f c"))
-        read = self.attention(queries, rearrange(features, "b n c h w -> (b h w) n c"))
+        read = self.read(queries, rearrange(features, "b n c h w -> (b h w) n c"))
         return hidden + rearrange(self.proj_out(read), "(b h w) f c -> (b f) c h w", b=b, h=h, w=w)
+
+    def read(self, queries: Tensor, past: Tensor) -> Tensor:
+        """What queries ``p f c`` of each place find among the past frames ``p n c`` there."""
+        return self.attention(queries, past)
 
 
 class CamInjectors(nn.ModuleList):
     """One injector for each skip of a UNet with these constructor values, and a last one for its mid block."""
 
-    def __init__(self, unet: Mapping[str, Any], head_dim: int = 64, norm_groups: int = 32):
-        super().__init__(CamInjector(channels, head_dim, norm_groups) for channels in skip_channels(unet))
+    def __init__(
+        self, unet: Mapping[str, Any], head_dim: int = 64, norm_groups: int = 32, injector: type = CamInjector
+    ):
+        super().__init__(injector(channels, head_dim, norm_groups) for channels in skip_channels(unet))
 
 
 class Cam(ModelMixin, ConfigMixin):
@@ -201,6 +207,8 @@ class Cam(ModelMixin, ConfigMixin):
 
     ``cam.attach(unet)`` once; then ``unet(x, t, tokens, cam_features=cam(x, t, tokens, cond_features=...))``.
     """
+
+    injector = CamInjector  # a variant of CAM has another
 
     @register_to_config
     def __init__(
@@ -214,7 +222,7 @@ class Cam(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.extractor = CamExtractor(unet, num_cond_frames, text_len, cond_channels)
-        self.injectors = CamInjectors(unet, injector_head_dim, injector_norm_groups)
+        self.injectors = CamInjectors(unet, injector_head_dim, injector_norm_groups, self.injector)
 
     @classmethod
     def from_configs(cls, unet: UNetConfig, cam: CamConfig) -> Cam:

@@ -11,6 +11,7 @@ from st2v_lib.backbone import encode_frames, make_unet, make_vae
 from st2v_lib.baselines.add_cond import AddCond
 from st2v_lib.baselines.concat_cond import ConcCond
 from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
+from st2v_lib.baselines.placed_cam import PlacedCam
 from st2v_lib.baselines.rival import masked
 from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
@@ -120,6 +121,26 @@ def test_wrong_conditions_are_refused(unet, vae):
         ConcCond.from_unet(unet, TINY.cam).encode_condition(cond)
 
 
+@torch.no_grad()
+def test_a_placed_cam_reads_the_frame_it_repeats_and_that_alone(unet):
+    placed, cam = (cls.from_unet(unet, TINY.cam).eval() for cls in (PlacedCam, Cam))
+    assert placed.state_dict().keys() == cam.state_dict().keys()
+    for module in (placed, cam):
+        torch.nn.init.normal_(module.injectors[0].proj_out.weight, generator=torch.Generator().manual_seed(0))
+    cam.load_state_dict(placed.state_dict())
+    hidden, past = torch.randn(32, 64, 4, 4), torch.randn(2, 8, 64, 4, 4)
+    other = past.clone()
+    other[:, 3] += 1.0
+    changed = {}
+    for module in (placed, cam):
+        injector = module.injectors[0]
+        difference = (injector(hidden, other) - injector(hidden, past)).abs().view(2, 16, -1).amax((0, 2))
+        changed[type(module)] = [i for i, d in enumerate(difference.tolist()) if d > 1e-6]
+    assert changed == {PlacedCam: [3, *range(8, 16)], Cam: list(range(16))}
+    one = past[:, 5:6].expand(-1, 8, -1, -1, -1)  # where all past frames are alike there is nothing to look up
+    torch.testing.assert_close(placed.injectors[0](hidden, one), cam.injectors[0](hidden, one))
+
+
 @pytest.fixture(scope="module")
 def armed(random_weights, quick_config, tmp_path_factory, unet, vae):
     """A pipeline whose folder has the rivals' weights beside the others."""
@@ -134,6 +155,10 @@ def armed(random_weights, quick_config, tmp_path_factory, unet, vae):
             last = getattr(injector, "adapter", injector).layers[-1]
             torch.nn.init.normal_(last.weight, std=0.05)
         rival.half().save_pretrained(folder / name)
+    placed = PlacedCam.from_unet(unet, TINY.cam)
+    for injector in placed.injectors:
+        torch.nn.init.normal_(injector.proj_out.weight, std=0.05)
+    placed.half().save_pretrained(folder / "placed_cam")
     pipe = load("tiny", "cpu", folder)
     pipe.cfg = quick_config
     return pipe
@@ -239,7 +264,7 @@ def test_an_arm_is_trained_by_one_command_to_its_clips(small, random_weights, tm
 
     monkeypatch.setenv("ST2V_DATA", str(random_weights))
     records = {}
-    for name in ("add_cond_primed", "concat_cond_aligned", "cam_1", "cam_primed"):
+    for name in ("add_cond_primed", "concat_cond_aligned", "cam_1", "cam_primed", "placed_cam"):
         out = tmp_path / name
         assert cli.main(["train", name, "--clips", "4", "--seed", "1", "--device", "cpu", "--out", str(out)]) == 0
         records[name] = json.loads((out / "arm.json").read_text())

@@ -9,6 +9,7 @@ looked for when a rival is first used.
 | ``"none"`` | – | every chunk on its own |
 | ``"concat_cond"`` | ``concat_cond.py`` | Conc-Cond; masked concatenation as in SEINE |
 | ``"add_cond"`` | ``add_cond.py`` | Add-Cond; additive fusion as in SparseCtrl |
+| ``"placed_cam"`` | ``placed_cam.py`` | CAM without the look-up: told which past frame a carried one repeats |
 | ``"cam"`` | ``st2v_lib/cam.py`` | the paper's |
 
 ``cfg.replace(anchor="last")`` (``last_frame_clip.py``) is last-frame CLIP conditioning in place of the fixed anchor.
@@ -27,6 +28,7 @@ from st2v_lib.errors import InputError, WeightsError
 RIVALS = {
     "concat_cond": ("st2v_lib.baselines.concat_cond", "ConcCond"),
     "add_cond": ("st2v_lib.baselines.add_cond", "AddCond"),
+    "placed_cam": ("st2v_lib.baselines.placed_cam", "PlacedCam"),
 }
 CONDITIONINGS = ("none", "cam", *RIVALS)
 

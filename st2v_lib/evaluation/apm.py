@@ -127,5 +127,5 @@ MEMORIES_SUITE = dataclasses.replace(
         Arm("none", {"conditioning": "none", "apm": None}), Arm("cam-shipped", {"apm": None}),
         Arm("rendering", how={"source": "rendering"}),
     ),
-    trained=("cam", "concat_cond", "add_cond"),
+    trained=("cam", "concat_cond", "add_cond", "placed_cam"),
 )  # fmt: skip

@@ -128,7 +128,7 @@ def case(split: str, index: int, options: Options) -> Case:
 
 SUITE = Suite(
     "cam", "CAM, its rivals and no memory, from the same rendered first chunk", ARMS, case, run, stage_2_calls,
-    videos=48, frames=80, trained=("cam", "concat_cond", "add_cond"),
+    videos=48, frames=80, trained=("cam", "concat_cond", "add_cond", "placed_cam"),
 )  # fmt: skip
 CONDITION_SUITE = dataclasses.replace(
     SUITE, name="cam-condition", about="noise on what CAM is given, and further VAE trips at each hand-over",

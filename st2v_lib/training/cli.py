@@ -270,13 +270,13 @@ def _prepare(
 
     unet = quiet(load(StreamingUNet, out, "unet", acc.device))
     if phase in (*RIVALS, "cam"):
-        began, rival = time.monotonic(), phase in RIVALS
+        began, cls = time.monotonic(), Cam if phase == "cam" else rival_class(phase)
         begun = resume and (common.state_dir(out) / phase / "state.pt").exists()
-        prime = options.pop("primed", not rival) and not begun
-        make = functools.partial((rivals if rival else cam).make_batch, cfg, frozen, seed, **options)
-        fresh = lambda: rivals.prepare(phase, cfg, unet, frozen) if rival else Cam.from_unet(unet, cfg.cam)  # noqa: E731
+        prime = options.pop("primed", phase == "cam") and not begun
+        make = functools.partial((cam if issubclass(cls, Cam) else rivals).make_batch, cfg, frozen, seed, **options)
+        fresh = lambda: Cam.from_unet(unet, cfg.cam) if cls is Cam else rivals.prepare(phase, cfg, unet, frozen)  # noqa: E731
         start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
-        memory = rivals.with_vae(quiet(saved(rival_class(phase) if rival else Cam, phase, start)), frozen)
+        memory = rivals.with_vae(quiet(saved(cls, phase, start)), frozen)
         minutes = max(minutes / 2, minutes - (time.monotonic() - began) / 60)  # priming took its share
         step = cam.CamStep(cfg, unet, text, memory)
         return step, make(), fit(scaled(5e-4, options)), lambda: save(memory, out / phase), None

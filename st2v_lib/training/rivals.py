@@ -63,6 +63,7 @@ ARMS = {
     "concat_cond_aligned": Arm("concat_cond", options={"mask": "aligned"}),
     "add_cond": Arm("add_cond", options={"mask": "random"}),
     "add_cond_primed": Arm("add_cond", options={"mask": "random", "primed": True}),
+    "placed_cam": Arm("placed_cam", options={"primed": True}),
     "add_cond_aligned": Arm("add_cond", options={"mask": "aligned"}),
     "apm": Arm("apm", needs=("cam",)),
     "apm_null": Arm("apm", needs=("cam",), options={"null_anchor": True}),
