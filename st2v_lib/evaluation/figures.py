@@ -84,7 +84,7 @@ def _plot(curves: dict[str, Curve], title: str, path: Path) -> None:
         axis.set(title=label, xlabel="first n frames")
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def motion(results: Path, split: str, out: Path) -> str:
