@@ -182,14 +182,18 @@ def steps_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.d
     On CUDA a third way replays ours as a recorded graph: how much of a step is the card waiting for Python?
 
     Returns:
-        Seconds of the fastest step of each, ours first, and the median of how many times ours fits into the others'.
+        Seconds of the fastest step of each, ours first, and the median of how many times each of
+        ours fits into the released one.
     """
     unet, cam, _, x, cond, contexts = stage2(device, dtype, cfg)
     t, wait = torch.tensor(500, device=device), torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: list[list[float]] = []
     ways = {"seconds": make_predictor(unet, cam, cond), "released": released_way(unet, cam, cond)}
     if device.type == "cuda":
-        ways["recorded"] = recorded(make_predictor(unet, cam, cond), x, t, contexts)
+        try:
+            ways["recorded"] = recorded(make_predictor(unet, cam, cond), x, t, contexts)
+        except RuntimeError as error:  # the other two are measured all the same
+            print(f"a step cannot be recorded here: {error}", flush=True)
     with Peak(device) as peak:
         for _ in range(turns + 1):
             seconds.append([])
@@ -213,7 +217,8 @@ def recorded(predict: Callable, x: torch.Tensor, t: torch.Tensor, contexts: Cont
     Raises:
         RuntimeError: when what is replayed is not what was computed.
     """
-    computed = guided(predict, x, t, contexts)
+    other, earlier = torch.randn_like(x), t // 2  # what was recorded must answer to what it is given
+    computed = guided(predict, other, earlier, contexts)
     latents, timestep, graph = x.repeat(len(contexts.tokens) // len(x), 1, 1, 1, 1), t.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = predict(latents, timestep, contexts.tokens)
@@ -223,7 +228,7 @@ def recorded(predict: Callable, x: torch.Tensor, t: torch.Tensor, contexts: Cont
         graph.replay()
         return out.clone()
 
-    if not torch.allclose(guided(replay, x, t, contexts), computed, rtol=1e-2, atol=1e-2, equal_nan=True):
+    if not torch.allclose(guided(replay, other, earlier, contexts), computed, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise RuntimeError("the recorded step gives other numbers")
     return replay
 
