@@ -17,7 +17,7 @@ SAMPLERS = ("dpm++", "sde-dpm++", "ddim")
 PHASES = ("vae", "clip", "reader", "image", "base", "cam", "apm", "enhancer", "all")
 ARMS = (
     "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam_primed",
-    "placed_cam", "cam_1", "cam_2", "cam_4", "apm_null", "apm_unet", "apm_unet_null",
+    "cam_guided", "placed_cam", "cam_1", "cam_2", "cam_4", "apm_null", "apm_unet", "apm_unet_null",
 )  # fmt: skip
 SUITES = (
     "first-chunk", "long", "guidance", "samplers", "cam", "cam-condition", "cam-hidden", "apm", "apm-anchors",

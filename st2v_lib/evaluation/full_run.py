@@ -24,7 +24,8 @@ from st2v_lib.manifest import weights_dir
 CLIPS = 16_000
 CURVE = (1_000, 4_000)  # smaller budgets of the learning curve
 RIVALS = (
-    "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam_primed", "placed_cam",
+    "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam_primed",
+    "cam_guided", "placed_cam",
 )  # fmt: skip
 CARRIED = ("cam_1", "cam_2", "cam_4")
 UNET_ALONG = ("apm_unet", "apm_unet_null")

@@ -62,6 +62,8 @@ CLAIMS = {
               ours=True),
         Claim("smoother joints with a primed CAM than with a primed Add-Cond", "seam_bend", "cam_primed",
               "add_cond_primed", -1, ours=True),
+        Claim("smoother joints with a guided CAM than with a primed one", "seam_bend", "cam_guided", "cam_primed", -1,
+              ours=True),
     ),
     "cam-hidden": (
         Claim("what is out of sight returns more often with CAM than with Conc-Cond", "returned", "cam", "concat_cond",

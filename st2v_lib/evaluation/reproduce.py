@@ -34,7 +34,7 @@ CAM_COLUMNS = (
 CURVES = tuple(c for c in CAM_COLUMNS if c.value in ("seam_bend", "overlap_psnr"))
 CAM_ARMS = (
     "none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam",
-    "cam_primed", "placed_cam",
+    "cam_primed", "cam_guided", "placed_cam",
 )  # fmt: skip
 APM_COLUMNS = (
     Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
@@ -103,9 +103,7 @@ def table_cam(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
     suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
     text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
-    hidden = {
-        "cam-hidden": (("none", "concat_cond", "add_cond", "add_cond_primed", "cam", "cam_primed", "placed_cam"), "cam")
-    }
+    hidden = {"cam-hidden": (tuple(arm for arm in CAM_ARMS if not arm.endswith("_aligned")), "cam")}
     text += tables_of("out of sight", hidden, HIDDEN_COLUMNS, {}, results, split)
     return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 

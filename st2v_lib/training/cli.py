@@ -273,12 +273,13 @@ def _prepare(
         began, cls = time.monotonic(), Cam if phase == "cam" else rival_class(phase)
         begun = resume and (common.state_dir(out) / phase / "state.pt").exists()
         prime = options.pop("primed", phase == "cam") and not begun
+        guide = cam.GUIDE * options.pop("guided", phase == "cam")
         make = functools.partial((cam if issubclass(cls, Cam) else rivals).make_batch, cfg, frozen, seed, **options)
         fresh = lambda: Cam.from_unet(unet, cfg.cam) if cls is Cam else rivals.prepare(phase, cfg, unet, frozen)  # noqa: E731
         start = (lambda: cam.primed(fresh(), unet, make(), acc.device, minutes)) if prime else fresh
         memory = rivals.with_vae(quiet(saved(cls, phase, start)), frozen)
         minutes = max(minutes / 2, minutes - (time.monotonic() - began) / 60)  # priming took its share
-        step = cam.CamStep(cfg, unet, text, memory)
+        step = cam.CamStep(cfg, unet, text, memory, guide=guide)
         return step, make(), fit(scaled(5e-4, options)), lambda: save(memory, out / phase), None
     memory = quiet(load(Cam, out, "cam", acc.device))
     image = load(CLIPVisionModelWithProjection, out, "image_encoder", acc.device)

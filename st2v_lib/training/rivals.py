@@ -33,6 +33,7 @@ from st2v_lib.training import cam, common
 
 ARM_FILE = "arm.json"
 BASE = ("vae", "text_encoder", "tokenizer", "image_encoder", "unet", "scheduler", "reader")
+PAPERS = {"primed": False, "guided": False}  # CAM starts and learns as the paper's
 WITHOUT_LIMIT = 7 * 24 * 60.0  # minutes, when the clips are what ends the run
 
 
@@ -54,11 +55,12 @@ class Arm:
 
 
 ARMS = {
-    "cam": Arm("cam", options={"primed": False}),  # starts as the paper's
-    "cam_primed": Arm("cam", options={"primed": True}),
-    "cam_1": Arm("cam", num_cond_frames=1, options={"primed": False}),
-    "cam_2": Arm("cam", num_cond_frames=2, options={"primed": False}),
-    "cam_4": Arm("cam", num_cond_frames=4, options={"primed": False}),
+    "cam": Arm("cam", options=PAPERS),
+    "cam_primed": Arm("cam", options={"primed": True, "guided": False}),
+    "cam_guided": Arm("cam", options={"primed": True, "guided": True}),  # as the shipped one
+    "cam_1": Arm("cam", num_cond_frames=1, options=PAPERS),
+    "cam_2": Arm("cam", num_cond_frames=2, options=PAPERS),
+    "cam_4": Arm("cam", num_cond_frames=4, options=PAPERS),
     "concat_cond": Arm("concat_cond", options={"mask": "random"}),
     "concat_cond_aligned": Arm("concat_cond", options={"mask": "aligned"}),
     "add_cond": Arm("add_cond", options={"mask": "random"}),
