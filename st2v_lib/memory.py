@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from st2v_lib.errors import DeviceError, InputError
+from st2v_lib.replay import recording
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ class Ladder:
                 try:
                     return call(*args, **kwargs)
                 except torch.OutOfMemoryError as error:
+                    if recording():  # a step of which a graph is being made: it goes on without one
+                        raise
                     short = str(error).splitlines()[0]
                 # outside the handler: until here the exception kept the failed call's tensors alive
                 if not self.down():

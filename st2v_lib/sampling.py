@@ -21,6 +21,7 @@ from st2v_lib.backbone import StreamingUNet
 from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import SamplingConfig, SchedulerConfig
+from st2v_lib.replay import replayed
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (n b) c f h w, timestep, tokens (n b) l d -> prediction
 
@@ -165,7 +166,7 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
     """The network as a function of latents, timestep and tokens, for one chunk.
 
     What is constant over a chunk is computed once: CAM's features of the pixels here, APM's mixed contexts when other
-    tokens come than in the step before.
+    tokens come than in the step before. On CUDA the steps of a large network are recorded and replayed.
 
     Args:
         unet: the main UNet, with CAM and APM attached as wanted.
@@ -191,7 +192,7 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
         with holding(layers, mixed):
             return unet(x, timestep, tokens, cam_features=features).to(latents.dtype)
 
-    return predict
+    return replayed(predict, *(net for net in (unet, cam) if net is not None))
 
 
 @torch.no_grad()  # here and not only around generators of steps, which keep no mode between their steps
