@@ -62,7 +62,13 @@ CLAIMS = {
               ours=True),
         Claim("smoother joints with a primed CAM than with a primed Add-Cond", "seam_bend", "cam_primed",
               "add_cond_primed", -1, ours=True),
+        Claim("smoother joints with a guided CAM than from the paper's start", "seam_bend", "cam_guided", "cam", -1,
+              ours=True),
         Claim("smoother joints with a guided CAM than with a primed one", "seam_bend", "cam_guided", "cam_primed", -1,
+              ours=True),
+        Claim("smoother joints with a guided CAM than with Conc-Cond", "seam_bend", "cam_guided", "concat_cond", -1,
+              ours=True),
+        Claim("smoother joints with a guided CAM than with Add-Cond", "seam_bend", "cam_guided", "add_cond", -1,
               ours=True),
     ),
     "cam-hidden": (
