@@ -111,9 +111,9 @@ def main() -> None:
     results = {}
     for folder in args.weights:
         pipe = load("tiny", args.device, folder)
-        alpha = torch.stack([m.alpha for m in pipe.apm.mixes.values()]).abs().mean()
+        alpha = torch.stack([m.alpha for m in pipe.apm.mixes.values()]).abs().mean().item()
         rows = gains(losses(pipe, args.clips))
-        results[folder.name] = {"clips": args.clips, "mean_abs_alpha": float(alpha), "gain": rows}
+        results[folder.name] = {"clips": args.clips, "mean_abs_alpha": alpha, "gain": rows}
         print(f"{folder.name}: mean |alpha| {alpha:.3f}; loss with another anchor, against the true one")
         for level, row in rows.items():
             cells = "  ".join(f"{n} {row[n][0]:+.2%} [{row[n][1]:+.2%}, {row[n][2]:+.2%}]" for n in ANCHORS[1:])
