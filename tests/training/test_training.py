@@ -299,7 +299,7 @@ import sys, torch
 from pathlib import Path
 from st2v_lib.config import TINY
 from st2v_lib.training import cam, cli, common, data
-data.PREFILL, cam.BATCH = 2, 1
+data.PREFILL, cam.BATCH, cam.SEEING_STEPS = 2, 1, 2
 acc, fit, seen = common.accelerator("cpu"), common.fit, []
 
 def watched(step, batches, *rest):
