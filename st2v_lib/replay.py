@@ -1,6 +1,6 @@
 """A denoising step recorded as a CUDA graph: launched once, replayed for the rest of the chunk.
 
-A step of the full-size model is thousands of kernels. On a fast card, launching them one by one from Python takes about
+A step of the full-size model is a great many kernels. On a fast card, launching them one by one from Python takes about
 twice as long as running them (``data/results/full_size_cuda_3.json``); a recorded graph launches them all at once. What
 is computed is the same.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGE = 10**8  # parameters from which recording, a second or less, is earned back within a chunk
+LARGE = 10**8  # parameters from which networks are recorded; a tiny chunk has too few steps to earn it back
 CLOSE = 1e-2  # a replayed step may differ from the computed one by this share of its largest value: other kernels
 
 
