@@ -158,10 +158,10 @@ def stage2(device: str | torch.device, dtype: torch.dtype, cfg: StreamingT2VConf
 
 
 def released_way(unet, cam, cond) -> Callable:
-    """A step that encodes CAM's pixels for both branches and mixes APM's tokens for each frame, as released."""
+    """A step that repeats all for both branches, encodes CAM's pixels in it and mixes APM's tokens for each frame."""
 
     def predict(x, t, tokens):
-        x = x.to(unet.dtype)
+        x = x.to(unet.dtype).repeat(len(tokens) // len(x), 1, 1, 1, 1)
         return unet(x, t, tokens, cam(x, t, tokens, cond=cond.repeat(len(x), 1, 1, 1, 1))).float()
 
     return predict

@@ -212,27 +212,37 @@ def encoder_half(
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """The stock down path and mid block; shared by the UNet and by CAM's copy of them.
 
+    Guidance asks for the same latents with other tokens: give the latents once, and what comes before the first text
+    cross-attention's block is computed once for all branches.
+
     Args:
         net: a module with the UNet's ``conv_in, time_proj, time_embedding, transformer_in, down_blocks, mid_block``.
         sample: noisy latents ``b c f h w``.
-        timestep: a number, or one for each batch element.
-        encoder_hidden_states: tokens ``b l d``; every frame of a video sees the same ones.
+        timestep: a number, or one for each video.
+        encoder_hidden_states: tokens ``(r b) l d``, of r branches; every frame of a video sees the same ones.
         added: features ``(b f) c h w`` added after the first temporal transformer (CAM's pixels; paper §4.1).
 
     Returns:
-        The stored skips and the mid block's output, all ``(b f) c h w``; then the time embedding and the tokens,
+        The stored skips and the mid block's output, all ``(r b f) c h w``; then the time embedding and the tokens,
         repeated for each frame, which the up path needs too.
+
+    Raises:
+        ValueError: for a number of tokens that is no multiple of that of videos.
     """
     b, _, f = sample.shape[:3]
+    if len(encoder_hidden_states) % b:
+        raise ValueError(f"expected tokens for {b} videos or a multiple of it, got {len(encoder_hidden_states)}")
+    branches = len(encoder_hidden_states) // b
     timesteps = torch.as_tensor(timestep, device=sample.device).expand(b)
     temb = net.time_embedding(net.time_proj(timesteps).to(sample.dtype))
-    temb = repeat(temb, "b d -> (b f) d", f=f)
+    temb = repeat(temb, "b d -> (r b f) d", r=branches, f=f)
     tokens = repeat(encoder_hidden_states, "b l d -> (b f) l d", f=f)
 
     hidden = net.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
     hidden = net.transformer_in(hidden, num_frames=f, return_dict=False)[0]
     if added is not None:
         hidden = hidden + added
+    hidden = hidden.repeat(branches, 1, 1, 1)
     skips = [hidden]
     for block in net.down_blocks:
         text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
@@ -273,16 +283,18 @@ class StreamingUNet(UNet3DConditionModel):
 
         Args:
             sample: noisy latents ``b c f h w``.
-            timestep: a number, or one for each batch element.
-            encoder_hidden_states: text tokens, then anchor tokens if APM is attached, ``b l d``.
-            cam_features: for each skip and then for the mid block what its injector receives, ``b n c h w`` for CAM;
-                ``None`` runs the stock UNet.
+            timestep: a number, or one for each video.
+            encoder_hidden_states: text tokens, then anchor tokens if APM is attached, ``(r b) l d``; with r > 1 the r
+                branches of guidance, which read the same latents (see ``encoder_half``).
+            cam_features: for each skip and then for the mid block what its injector receives, ``(r b) n c h w`` for
+                CAM; ``None`` runs the stock UNet.
 
         Returns:
-            The prediction ``b c f h w`` as a plain tensor.
+            The prediction ``(r b) c f h w`` as a plain tensor.
 
         Raises:
-            ValueError: if features come without injectors, or in another number than the injectors.
+            ValueError: if features come without injectors, or in another number than the injectors; see
+                ``encoder_half``.
         """
         skips, hidden, temb, tokens = encoder_half(self, sample, timestep, encoder_hidden_states)
 

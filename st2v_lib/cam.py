@@ -125,14 +125,14 @@ class CamExtractor(ModelMixin, ConfigMixin):
 
         Args:
             sample: the chunk's noisy latents ``b c f h w``; only the first ``num_cond_frames`` are used.
-            timestep: a number, or one for each batch element.
-            encoder_hidden_states: tokens ``b l d``; only the first ``text_len`` are used.
+            timestep: a number, or one for each video.
+            encoder_hidden_states: tokens ``(r b) l d`` of r guidance branches; only the first ``text_len`` are used.
             cond: conditioning frames ``b' n 3 H W`` in [-1, 1]; or
-            cond_features: what ``encode_condition`` made of them, ``b' n c h w``. Guidance stacks branches in the
-                batch: when b is a multiple of b', every branch gets the same frames.
+            cond_features: what ``encode_condition`` made of them, ``b' n c h w``. When b is a multiple of b', as
+                where branches are stacked in ``sample`` too, each of these parts gets the same frames.
 
         Returns:
-            One tensor ``b n c h w`` for each skip, then one for the mid block.
+            One tensor ``(r b) n c h w`` for each skip, then one for the mid block.
 
         Raises:
             ValueError: unless exactly one of ``cond`` and ``cond_features`` is given, with a fitting shape.

@@ -255,7 +255,7 @@ def unet_denoiser(
     tokens = torch.cat(branches).to(dtype)
 
     def denoise(x: Tensor, timestep: int, chunk_index: int) -> Tensor:
-        v = unet(x.to(dtype).repeat(len(branches), 1, 1, 1, 1), timestep, tokens).to(x.dtype)
+        v = unet(x.to(dtype), timestep, tokens).to(x.dtype)
         if len(branches) == 2:
             v = guide_v(*v.chunk(2), config.guidance_scale, config.guidance_rescale)
         return schedule.x0_from_v(x, v, timestep)

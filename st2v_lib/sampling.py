@@ -23,7 +23,7 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import SamplingConfig, SchedulerConfig
 from st2v_lib.replay import replayed
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (n b) c f h w, timestep, tokens (n b) l d -> prediction
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents b c f h w, timestep, tokens (n b) l d of n branches
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
     """The network as a function of latents, timestep and tokens, for one chunk.
 
     What is constant over a chunk is computed once: CAM's features of the pixels here, APM's mixed contexts when other
-    tokens come than in the step before. On CUDA the steps of a large network are recorded and replayed.
+    tokens come than in the step before; and what guidance branches share, once for all of them. On CUDA the steps of
+    a large network are recorded and replayed.
 
     Args:
         unet: the main UNet, with CAM and APM attached as wanted.
@@ -203,7 +204,7 @@ def guided(predict: Predict, latents: Tensor, timestep: Tensor, contexts: Contex
     with (text, null) between, when they differ.
     """
     branches = len(contexts.tokens) // len(contexts.text)
-    out = predict(latents.repeat(branches, 1, 1, 1, 1), timestep, contexts.tokens).chunk(branches)
+    out = predict(latents, timestep, contexts.tokens).chunk(branches)
     if branches == 1:
         return out[0]
     if branches == 2:

@@ -84,13 +84,13 @@ class Rival(ModelMixin, ConfigMixin):
     def features(
         self, sample: Tensor, timestep: Tensor | float | int, tokens: Tensor, added: Tensor | None = None
     ) -> list[Tensor]:
-        """The encoder half's skips and mid output, ``b f c h w`` each; ``added`` as in ``backbone.encoder_half``."""
+        """The encoder half's skips and mid output, ``(r b) f c h w``; arguments as of ``backbone.encoder_half``."""
         skips, mid, *_ = encoder_half(self, sample, timestep, tokens[:, : self.config.text_len], added)
-        return [rearrange(h, "(b f) c h w -> b f c h w", b=len(sample)) for h in (*skips, mid)]
+        return [rearrange(h, "(b f) c h w -> b f c h w", f=sample.shape[2]) for h in (*skips, mid)]
 
 
 def branches(features: Tensor, sample: Tensor) -> Tensor:
-    """A condition's features, repeated for the guidance branches that ``sample`` stacks in its batch.
+    """A condition's features, repeated for guidance branches where ``sample`` stacks them in its batch.
 
     Raises:
         ValueError: when batch or frames do not fit.

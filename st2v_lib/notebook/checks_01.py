@@ -55,8 +55,8 @@ def check_guidance(fn: Callable) -> None:
         contexts = Contexts(tokens, tokens, tokens, tokens, text_weight, anchor_weight)
         parts = {2: [null, full], 3: [null, text, full]}
 
-        def predict(stacked, timestep, _tokens, parts=parts):
-            return torch.cat(parts[len(stacked) // 2])
+        def predict(latents, timestep, tokens, parts=parts):
+            return torch.cat(parts[len(tokens) // len(latents)])
 
         want = guided(predict, torch.zeros_like(null), torch.tensor(0), contexts)
         got = call(fn, null, text, full, text_weight, anchor_weight)

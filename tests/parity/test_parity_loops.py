@@ -69,7 +69,7 @@ def test_variance_noise_is_drawn_frame_by_frame(case, config):
     """The generator's noises are those of the (b f) c h w flattening, one for each step, the last one included."""
     x = case("case6_sampling")["x_T"]
     b, c, f, h, w = x.shape
-    contexts = Contexts(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+    contexts = Contexts(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), scale=1.0)
 
     def run(**noise):
         return denoise_chunk(lambda x, t, _: 0.3 * x, scheduler(config), x, contexts, 3, 1.0, **noise)

@@ -101,8 +101,8 @@ def test_three_branches_telescope_to_two():
     sizes = []
 
     def predict(x, t, tokens):
-        sizes.append(len(tokens))
-        return x * tokens.square().sum(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+        sizes.append((len(x), len(tokens)))
+        return (tokens.square().sum(dim=(1, 2)).view(-1, len(x), 1, 1, 1, 1) * x).flatten(0, 1)
 
     two = guided(predict, x, torch.tensor(1), Contexts(*tokens, 7.5))
     three = guided(predict, x, torch.tensor(1), Contexts(*tokens, 7.5, 7.5 * (1 + 1e-12)))
@@ -113,7 +113,7 @@ def test_three_branches_telescope_to_two():
     expected = e[0] + 7.5 * (e[1] - e[0]) + 2.0 * (e[2] - e[1])
     torch.testing.assert_close(guided(predict, x, torch.tensor(1), Contexts(*tokens, 7.5, 2.0)), expected)
     guided(predict, x, torch.tensor(1), Contexts(*tokens, 1.0))
-    assert sizes == [4, 6, 2, 2, 2, 6, 2]
+    assert sizes == [(2, n) for n in (4, 6, 2, 2, 2, 6, 2)]  # latents are the same for all branches
 
 
 def test_chunk_generators_differ_and_repeat():

@@ -132,6 +132,31 @@ def test_guidance_branches_share_the_conditioning_frames():
         cam.encode_condition(cond[:, :2])
 
 
+@torch.no_grad()
+def test_what_branches_share_is_computed_once():
+    unet, cam, apm = build(FOUR_LEVELS)
+    for layer in (*cam.injectors, cam.extractor.cond_encoder.conv_out):
+        torch.nn.init.normal_(getattr(layer, "proj_out", layer).weight, std=0.1)
+    cam.attach(unet), apm.attach(unet)
+    x, text, cond, _ = inputs(FOUR_LEVELS, batch=2)
+    t, tokens = torch.tensor([500, 20]), torch.cat([text, -text, text.flip(1)])
+    features = cam.encode_condition(cond)
+    stacked = x.repeat(3, 1, 1, 1, 1), t.repeat(3), tokens
+    want = unet(*stacked, cam(*stacked, cond_features=features))
+    seen = []
+    for net in (unet, cam.extractor):
+        for name in ("transformer_in", "mid_block"):
+            module = getattr(net, name)
+            module.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    got = unet(x, t, tokens, cam(x, t, tokens, cond_features=features))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(got[:2], got[2:4], atol=1e-3)
+    n, f = cam.config.num_cond_frames, x.shape[2]
+    assert seen == [2 * n, 6 * n, 2 * f, 6 * f]  # frames that the first transformer and the mid block see
+    with pytest.raises(ValueError, match="2 videos or a multiple"):
+        unet(x, t, tokens[:3])
+
+
 def test_extractor_starts_from_the_unet_and_only_memories_train():
     unet, cam, apm = build(FOUR_LEVELS)
     extractor = CamExtractor.from_unet(unet, CamConfig(3, 9, (8, 12, 16, 24)))
