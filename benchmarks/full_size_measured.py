@@ -180,7 +180,7 @@ def denoising_step(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.d
 def steps_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, turns: int = 9) -> Values:
     """Ours and the released way, one after the other with the same weights, so that both meet the same clock and heat.
 
-    On CUDA a step of ours is both launched kernel by kernel, the first number, and replayed as it is in use.
+    On CUDA a step of ours is both launched kernel by kernel, the first number, and replayed.
 
     Returns:
         Seconds of the fastest step of each, and the median of how many times each of ours fits into the released one.
@@ -188,10 +188,11 @@ def steps_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.d
     unet, cam, _, x, cond, contexts = stage2(device, dtype, cfg)
     t, wait = torch.tensor(500, device=device), torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: list[list[float]] = []
-    ours = make_predictor(unet, cam, cond)
-    ways = {"seconds": getattr(ours, "predict", ours), "released": released_way(unet, cam, cond)}
-    if isinstance(ours, Replayed):
-        ways["recorded"] = ours
+    ours, replayed = make_predictor(unet, cam, cond), None
+    ours = getattr(ours, "predict", ours)
+    ways = {"seconds": ours, "released": released_way(unet, cam, cond)}
+    if device.type == "cuda":
+        ways["recorded"] = replayed = Replayed(ours, unet, cam)
     with Peak(device) as peak:
         for _ in range(turns + 2):
             seconds.append([])
@@ -202,7 +203,7 @@ def steps_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.d
                 wait()
                 seconds[-1].append(time.perf_counter() - start)
     rows = seconds[2:]  # the first warms up, in the second a step is recorded
-    if isinstance(ours, Replayed) and ours.recording is None:  # could not be: the first way again
+    if replayed is not None and replayed.recording is None:  # could not be: the first way again
         del ways["recorded"]
     found = dict(zip(ways, map(min, zip(*rows))))
     found |= {"times": statistics.median(row[1] / row[0] for row in rows)}

@@ -3,10 +3,14 @@
 A step of the full-size model is a great many kernels. On a fast card, launching them one by one from Python takes about
 twice as long as running them (``data/results/full_size_cuda_3.json``); a recorded graph launches them all at once. What
 is computed is the same.
+
+Off unless the environment says ``ST2V_REPLAY=1``: a benchmark has recorded a step on a card, but that the pipeline does
+so has been tested with a stand-in for the card only.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +23,11 @@ CLOSE = 1e-2  # a replayed step may differ from the computed one by this share o
 
 
 def replayed(predict: Callable[..., Tensor], *nets: nn.Module) -> Callable[..., Tensor]:
-    """``predict``, recorded where that pays: large networks on a machine with CUDA. See :class:`Replayed`."""
-    pays = torch.cuda.is_available() and sum(p.numel() for net in nets for p in net.parameters()) >= LARGE
-    return Replayed(predict, *nets) if pays else predict
+    """``predict``; :class:`Replayed` where ``ST2V_REPLAY=1`` asks for it and it pays: large networks, with CUDA."""
+    if os.environ.get("ST2V_REPLAY") != "1" or not torch.cuda.is_available():
+        return predict
+    large = sum(p.numel() for net in nets for p in net.parameters()) >= LARGE
+    return Replayed(predict, *nets) if large else predict
 
 
 class Replayed:

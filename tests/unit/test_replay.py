@@ -153,12 +153,16 @@ def test_a_step_that_cannot_be_recorded_is_computed_and_said_once(error, net, ca
                 torch.testing.assert_close(again(x, t, tokens), net(x) * t + tokens)
 
 
-def test_small_networks_and_machines_without_cuda_are_left_as_they_are(net, monkeypatch):
+def test_what_does_not_ask_or_would_not_gain_is_left_as_it_is(net, monkeypatch):
     predict = counted(net, [])
+    monkeypatch.setenv("ST2V_REPLAY", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert replay.replayed(predict, net) is predict
     monkeypatch.setattr(replay, "LARGE", 10)
     assert isinstance(replay.replayed(predict, net), Replayed)
+    monkeypatch.delenv("ST2V_REPLAY")
+    assert replay.replayed(predict, net) is predict
+    monkeypatch.setenv("ST2V_REPLAY", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert replay.replayed(predict, net) is predict
 
@@ -186,6 +190,7 @@ def test_on_a_card(monkeypatch):
     from st2v_lib.loading import load
     from st2v_lib.sampling import Contexts, guided, make_predictor
 
+    monkeypatch.setenv("ST2V_REPLAY", "1")
     monkeypatch.setattr(replay, "LARGE", 0)
     models = load("tiny", "cuda").models()
     models.attach()
