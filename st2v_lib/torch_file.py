@@ -7,6 +7,7 @@ trainer's settings for instance, becomes an inert stand-in. Bytes are mapped one
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
@@ -118,13 +119,13 @@ def open_safetensors(paths: Mapping[Path, str]) -> TensorFile:
     entries, digest = {}, hashlib.sha256()
     for path, prefix in sorted(paths.items()):
         try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    part = file.get_slice(name)
-                    if prefix + name in entries:
-                        raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
-                    shape, dtype = tuple(part.get_shape()), _SAFE_DTYPES.get(part.get_dtype(), torch.uint8)
-                    entries[prefix + name] = Entry(shape, dtype, _safetensors_reader(path, name))
+            file = safe_open(path, "pt")  # stays open: to open it again for each tensor reads all names again
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                part = file.get_slice(name)
+                if prefix + name in entries:
+                    raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
+                shape, dtype = tuple(part.get_shape()), _SAFE_DTYPES.get(part.get_dtype(), torch.uint8)
+                entries[prefix + name] = Entry(shape, dtype, functools.partial(file.get_tensor, name))
         except WeightsError:
             raise
         except Exception as error:
@@ -135,14 +136,6 @@ def open_safetensors(paths: Mapping[Path, str]) -> TensorFile:
 
 
 _SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def _safetensors_reader(path: Path, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
-
-    return read
 
 
 class _Inert:
@@ -215,14 +208,18 @@ class _Reader(pickle.Unpickler):
         ):
             raise WeightsError(f"{self.path} is damaged: a tensor of shape {shape} is larger than its storage")
 
-        def read() -> Tensor:
-            if not math.prod(shape):
-                return torch.empty(shape, dtype=dtype)
-            count = storage.numel * storage.dtype.itemsize // dtype.itemsize
-            flat = torch.frombuffer(_bytes_of(self.path, storage.info), dtype=dtype, count=count)
-            return flat.as_strided(shape, stride, offset)
+        return Entry(shape, dtype, functools.partial(_read, self.path, storage, dtype, shape, stride, offset))
 
-        return Entry(shape, dtype, read)
+
+def _read(
+    path: Path, storage: _Storage, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> Tensor:
+    """A tensor's values, from the bytes of its storage."""
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    count = storage.numel * storage.dtype.itemsize // dtype.itemsize
+    flat = torch.frombuffer(_bytes_of(path, storage.info), dtype=dtype, count=count)
+    return flat.as_strided(shape, stride, offset)
 
 
 def _bytes_of(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
