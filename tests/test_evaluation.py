@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_as_ranks
 
 from st2v_lib import cli
 from st2v_lib.config import TINY
@@ -199,7 +197,7 @@ def test_last_frame_clip_follows_from_the_first_generated_chunk_on(folder):
 ARMS = ("full-shipped", "none")
 
 
-def run(folder, results, videos=3, **options):
+def run(folder, results, videos, **options):
     arms = [a for a in CAM.arms if a.name in ARMS]
     return evaluate(
         CAM, arms, "dev", videos, [0], Options(frames=24), folder, results, device="cpu", batch=1, **options
@@ -241,38 +239,18 @@ def test_a_run_writes_resumes_and_skips(folder, tmp_path, monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from test_evaluation import run
-run(Path({folder!r}), Path({results!r}))
-"""
+def run_of_two(folder, results):
+    run(folder, results, videos=2)
 
 
 def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = run(folder, tmp_path / "one")
+        alone = run(folder, tmp_path / "one", videos=2)
     finally:
         torch.set_num_threads(threads)
-    script = tmp_path / "two.py"
-    text = SCRIPT.format(here=str(Path(__file__).parent), folder=str(folder), results=str(tmp_path / "two"))
-    script.write_text(text)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_as_ranks(run_of_two, folder, tmp_path / "two")
     for path in alone:
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert json.loads(other.read_text())["made_with"][0]["processes"] == 2

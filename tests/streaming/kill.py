@@ -9,9 +9,9 @@ middle of a checkpoint, while the video grows. Prints one line a kill; exit code
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 FRAMES, SEED = 120, 3
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from processes import started  # noqa: E402
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -35,33 +36,37 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "st2v_lib.cli", "stream", *map(str, arguments), "--device", "cpu"]
 
 
-def environment(data: Path) -> dict[str, str]:
-    """That data, and as many threads as here: another number may round differently, and the session says it."""
-    return {**os.environ, "ST2V_DATA": str(data), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
 def run(data: Path, *arguments: object) -> None:
-    """Runs ``st2v stream`` to its end."""
-    subprocess.run(command(*arguments), env=environment(data), check=True, stdout=subprocess.DEVNULL)
+    """Runs ``st2v stream`` to its end, with as many threads as here: another number may round differently."""
+    environment = {**os.environ, "ST2V_DATA": str(data), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command(*arguments), env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def stream(*arguments: str) -> int:
+    """``st2v stream`` in this process, without a word."""
+    from st2v_lib import cli
+
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        return cli.main(["stream", *arguments, "--device", "cpu"])
 
 
 def run_and_kill(data: Path, folder: Path, wait: float, *arguments: object) -> bool:
     """Starts ``st2v stream``, and kills it ``wait`` seconds after its first new checkpoint; whether it was alive."""
     count = lambda: len(list((folder / "checkpoints").glob("0*.json")))  # noqa: E731
     before = count()
-    process = subprocess.Popen(command(*arguments), env=environment(data), stdout=subprocess.DEVNULL)
-    while count() == before and process.poll() is None:
+    threads, environment = torch.get_num_threads(), {"ST2V_DATA": str(data)}
+    process = started(stream, *map(str, arguments), threads=threads, environment=environment)
+    while count() == before and process.is_alive():
         time.sleep(0.002)
     time.sleep(wait)
-    alive = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return alive
+    process.kill()  # SIGKILL
+    process.join()
+    return process.exitcode < 0
 
 
 def main() -> int:
     """Kills, resumes and compares."""
-    from micro import PROMPT, write_micro
+    from streaming.micro import PROMPT, write_micro
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
