@@ -2,7 +2,8 @@
 
     python -m st2v_lib.evaluation.enhancer_levels --split dev --videos 8
 
-Input is the true 64-pixel rendering, so that stage 3 is judged apart from the stages before it. Prints PSNR to the
+Input is the true 64-pixel rendering, so that stage 3 is judged apart from the stages before it, and the VAE's own way
+there and back, of the truth and of what stage 3 starts from, tells what of it is the VAE's. Prints PSNR to the
 truth and the energy above 64-pixel detail relative to the truth's; writes ``data/results/enhancer_levels_SPLIT.json``.
 """
 
@@ -24,7 +25,7 @@ from st2v_lib.world.captions import sparse_caption
 from st2v_lib.world.render import render
 from st2v_lib.world.scene import sample_scene
 
-LEVELS = (20, 50, 100, 200, 300, 400, 500, 599)
+LEVELS = (5, 20, 50, 100, 200, 300, 400, 500, 599)
 
 
 def psnr(video: torch.Tensor, truth: torch.Tensor) -> float:
@@ -41,7 +42,7 @@ def fine_energy(video: torch.Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(pipe, split: str = "dev", videos: int = 8, levels: tuple[int, ...] = LEVELS) -> dict:
-    """PSNR and relative fine energy of bilinear and bicubic enlargement, of the VAE alone and of each level."""
+    """PSNR and relative fine energy of both enlargements, of the VAE alone and of each level."""
     cfg = pipe.cfg.enhancer
     scenes = [sample_scene(11, i, split) for i in range(videos)]
     frames = {s: render(scenes, cfg.chunk_frames, 40, s, pipe.device) for s in (pipe.cfg.size, cfg.size)}
@@ -49,7 +50,8 @@ def evaluate(pipe, split: str = "dev", videos: int = 8, levels: tuple[int, ...] 
     text = torch.cat([pipe.encode_text(sparse_caption(s)) for s in scenes])
     null = pipe.encode_text("").expand_as(text)
     out = {name: upscale(small, cfg.size, name) for name in ("bilinear", "bicubic")}
-    out["vae of the truth"] = decode_latents(pipe.vae, encode_frames(pipe.vae, truth, 16), 16)
+    for name, video in {"vae of the truth": truth, "vae of bicubic": out["bicubic"].clamp(-1, 1)}.items():
+        out[name] = decode_latents(pipe.vae, encode_frames(pipe.vae, video, 16), 16)
     for level in levels:
         at = dataclasses.replace(cfg, start_timestep=level)
         noise = chunk_generator(0, 0)

@@ -21,6 +21,7 @@ from st2v_lib.world.scene import sample_scene
 
 SPRITE_WEIGHT = 4.0
 POOLS = {64: (512, 6, 8192), 128: (128, 2, 1024)}  # by size: frames before the first step, at each step, and kept
+BLOCK = 512  # frames rendered at once before the first step
 CROP = 32  # most batches are crops around a sprite: four times as many sprites for the same work
 KL_WEIGHT = 2e-5
 
@@ -78,8 +79,8 @@ class FramePool:
 
     def draw(self, rng: random.Random, count: int) -> dict[str, torch.Tensor]:
         """``count`` frames of the pool, after some new ones have joined it."""
-        for _ in range(1 if self.made else -(-self.prefill // 512)):
-            new = frame_batch(rng, self.size, self.fresh if self.made >= self.prefill else 512, device=self.device)
+        for _ in range(1 if self.made else -(-self.prefill // BLOCK)):
+            new = frame_batch(rng, self.size, self.fresh if self.made >= self.prefill else BLOCK, device=self.device)
             slots = [(self.made + i) % len(self.frames) for i in range(len(new["frames"]))]
             self.frames[slots], self.masks[slots] = new["frames"].half(), new["mask"].bool()
             self.made += len(slots)

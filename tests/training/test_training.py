@@ -227,26 +227,53 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-sys.path.insert(0, {here!r})
+sys.path.insert(0, sys.argv[1])
 from test_training import Line, line_batch
-from st2v_lib.training import common
-acc = common.accelerator("cpu")
+from st2v_lib.config import TINY
+from st2v_lib.training import cam, cli, common, data
+
+place, acc = Path(sys.argv[2]), common.accelerator("cpu")
 line = Line()
 cfg = common.FitConfig("line", minutes=5, lr=0.1, warmup_steps=1, max_steps=5)
-common.fit(line, line_batch, cfg, Path({out!r}), acc)
+common.fit(line, line_batch, cfg, place / "run", acc)
 weights = acc.gather(line.w.detach())
 if acc.is_main_process:
-    print("WEIGHTS", acc.num_processes, weights.tolist())
+    print("WEIGHTS", acc.num_processes, weights.tolist(), flush=True)
+
+data.PREFILL, cam.BATCH, cam.SEEING_STEPS = 2, 1, 2
+fit, seen = common.fit, []
+
+def watched(step, batches, *rest):
+    result = fit(step, lambda rank, n: seen.append(batches(rank, n)) or seen[-1], *rest)
+    trained = torch.stack([p.detach().double().norm() for p in step.parameters() if p.requires_grad])
+    first, second = acc.gather(trained[None])
+    assert first.equal(second), "both processes end with the same weights"
+    first, second = acc.gather(seen[-1]["latents"].float().contiguous())
+    assert not first.equal(second), "from clips of their own"
+    return result
+
+common.fit = watched
+result = cli.train_phase("cam", TINY, place / "weights", minutes=5, acc=acc, max_steps=2)
+print(f"DONE {acc.num_processes} {result['step']}", flush=True)  # one write, or the lines of the two mingle
 """
 
 
-def test_two_processes_average_their_gradients(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent), out=str(tmp_path / "run")))
+@pytest.fixture(scope="module")
+def two(random_weights, tmp_path_factory):
+    """What two processes did, a line fitted and a phase trained in one start of them: their folder and their output."""
+    place = tmp_path_factory.mktemp("two")
+    script = place / "two.py"
+    script.write_text(SCRIPT)
     # on CPUs accelerate's own launcher starts one process; it takes its place in torch's all the same
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    out = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "ST2V_DATA": str(random_weights)}
+    arguments = [str(Path(__file__).parent), str(place)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=os.environ | env)
+    return place, done
+
+
+def test_two_processes_average_their_gradients(two):
+    place, out = two
     found = [line for line in out.stdout.splitlines() if line.startswith("WEIGHTS 2")]
     assert found, out.stderr[-2000:]
     first, second = json.loads(found[0].removeprefix("WEIGHTS 2 "))
@@ -254,7 +281,7 @@ def test_two_processes_average_their_gradients(tmp_path):
 
     line = Line()
     optimizer = torch.optim.AdamW(line.parameters(), lr=0.1, weight_decay=0.01, betas=(0.9, 0.99))
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state = torch.load(place / "run" / "state.pt", weights_only=True)
     for n in range(5):
         optimizer.zero_grad()
         loss = sum(line(line_batch(rank, n))[0] for rank in (0, 1)) / 2
@@ -278,6 +305,7 @@ def small(monkeypatch):
     monkeypatch.setattr(enhancer, "BATCH", 1)
     monkeypatch.setattr(enhancer, "PREFILL", 1)
     monkeypatch.setattr(clip, "BATCH", 16)
+    monkeypatch.setattr(vae, "BLOCK", 32)
     monkeypatch.setattr(vae, "POOLS", {64: (32, 2, 64), 128: (32, 2, 64)})
 
 
@@ -294,37 +322,10 @@ def test_every_phase_takes_a_step_and_ends_in_valid_files(tmp_path, small, acc):
     assert again["step"] == 3
 
 
-CAM_SCRIPT = """
-import sys, torch
-from pathlib import Path
-from st2v_lib.config import TINY
-from st2v_lib.training import cam, cli, common, data
-data.PREFILL, cam.BATCH, cam.SEEING_STEPS = 2, 1, 2
-acc, fit, seen = common.accelerator("cpu"), common.fit, []
-
-def watched(step, batches, *rest):
-    result = fit(step, lambda rank, n: seen.append(batches(rank, n)) or seen[-1], *rest)
-    trained = torch.stack([p.detach().double().norm() for p in step.parameters() if p.requires_grad])
-    first, second = acc.gather(trained[None])
-    assert first.equal(second), "both processes end with the same weights"
-    first, second = acc.gather(seen[-1]["latents"].float().contiguous())
-    assert not first.equal(second), "from clips of their own"
-    return result
-
-common.fit = watched
-result = cli.train_phase("cam", TINY, Path(sys.argv[1]), minutes=5, acc=acc, max_steps=2)
-print(f"DONE {acc.num_processes} {result['step']}", flush=True)  # one write, or the lines of the two mingle
-"""
-
-
-def test_cam_is_trained_by_two_processes(tmp_path, random_weights, acc, monkeypatch, small):
+def test_cam_is_trained_by_two_processes(two, random_weights, acc, monkeypatch, small):
     """Two steps of the real phase, the tiny preset with one clip a process; then one process goes on from there."""
-    script, out = tmp_path / "phase.py", tmp_path / "weights"
-    script.write_text(CAM_SCRIPT)
+    out, run = two[0] / "weights", two[1]
     monkeypatch.setenv("ST2V_DATA", str(random_weights))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([*command, str(out)], capture_output=True, text=True, timeout=240, env=env)
     assert run.returncode == 0 and run.stdout.count("DONE 2 2") == 2, run.stderr[-3000:]
     assert verify_manifest(out) == [] and {p.name for p in out.iterdir() if p.is_dir()} == {"cam"}
     before, after = (Cam.from_pretrained(place / "cam") for place in (random_weights / "weights" / "tiny", out))
