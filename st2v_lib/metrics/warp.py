@@ -72,15 +72,16 @@ def backward_warp(image: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor
     x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
     x0, y0 = x.floor(), y.floor()
     ax, ay = rearrange(x - x0, "b h w -> b 1 h w"), rearrange(y - y0, "b h w -> b 1 h w")
-    flat = image.reshape(b, c, -1)
-
-    def at(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        index = (row.clamp(max=h - 1) * w + column.clamp(max=w - 1)).long().view(b, -1)
-        return flat.gather(2, index[:, None].expand(-1, c, -1)).view(b, c, h, w)
-
-    top = at(y0, x0) * (1 - ax) + at(y0, x0 + 1) * ax
-    bottom = at(y0 + 1, x0) * (1 - ax) + at(y0 + 1, x0 + 1) * ax
+    top = _at(image, y0, x0) * (1 - ax) + _at(image, y0, x0 + 1) * ax
+    bottom = _at(image, y0 + 1, x0) * (1 - ax) + _at(image, y0 + 1, x0 + 1) * ax
     return top * (1 - ay) + bottom * ay, inside
+
+
+def _at(image: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """The colours at those whole numbers ``b h w``, of the border's pixels past the end."""
+    b, c, h, w = image.shape
+    index = (row.clamp(max=h - 1) * w + column.clamp(max=w - 1)).long().view(b, -1)
+    return image.reshape(b, c, -1).gather(2, index[:, None].expand(-1, c, -1)).view(b, c, h, w)
 
 
 def visible_in_both(forward: torch.Tensor, backward: torch.Tensor | None) -> torch.Tensor:
