@@ -254,9 +254,9 @@ def batch_denoiser(
         branches = [torch.cat([text(k) for k in chunks])]
         if config.guidance_scale != 1:
             branches.insert(0, null_text.repeat(len(chunks), 1, 1))
-        t = torch.tensor(timesteps, device=x.device).repeat_interleave(each).repeat(len(branches))
+        t = torch.tensor(timesteps, device=x.device).repeat_interleave(each)
         tokens = torch.cat(branches).to(dtype)
-        v = unet(x.to(dtype).repeat(len(branches), 1, 1, 1, 1), t, tokens).to(x.dtype)
+        v = unet(x.to(dtype), t, tokens).to(x.dtype)
         if len(branches) == 2:
             v = guide_v(*v.chunk(2), config.guidance_scale, config.guidance_rescale)
         parts = zip(x.split(each), v.split(each), timesteps, strict=True)

@@ -239,18 +239,18 @@ def test_a_run_writes_resumes_and_skips(folder, tmp_path, monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-def run_of_two(folder, results):
-    run(folder, results, videos=2)
+def run_of_three(folder, results):
+    run(folder, results, videos=3)  # an odd number: one process has more to do
 
 
 def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = run(folder, tmp_path / "one", videos=2)
+        alone = run(folder, tmp_path / "one", videos=3)
     finally:
         torch.set_num_threads(threads)
-    run_as_ranks(run_of_two, folder, tmp_path / "two")
+    run_as_ranks(run_of_three, folder, tmp_path / "two")
     for path in alone:
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert json.loads(other.read_text())["made_with"][0]["processes"] == 2

@@ -83,7 +83,7 @@ def row_contexts(arms: Sequence[ArmChunk]) -> RowContexts:
 
 
 def joint_predictor(unet: StreamingUNet, arms: Sequence[ArmChunk]) -> Predict:
-    """The network for all arms at once: rows are ``(branch arm)``, as guidance stacks them."""
+    """The network for all arms at once: latents of each arm, tokens and predictions ``(branch arm)``."""
     b, text_len, frames = len(arms), arms[0].text.shape[1], arms[0].state.chunk_frames
     memories = list({id(arm.models.cam): arm.models.cam for arm in arms if arm.models.cam is not None}.values())
     groups = [(cam, [i for i, arm in enumerate(arms) if arm.models.cam is cam]) for cam in memories]
@@ -114,8 +114,8 @@ def joint_predictor(unet: StreamingUNet, arms: Sequence[ArmChunk]) -> Predict:
         if groups:
             read = []
             for (cam, own), cond in zip(groups, seen):
-                at = rows(own, len(latents))
-                read.append((at, cam(latents[at], timestep, tokens[at], cond_features=cond)))
+                at = rows(own, len(tokens))
+                read.append((at, cam(latents[own], timestep, tokens[at], cond_features=cond)))
             features = read[0][1]  # as many as there are places; which rows get which, the injectors know
             unet.set_injectors([injector(place, read) for place in range(len(features))])
         if not layers:
