@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from st2v_lib.errors import WeightsError
@@ -101,7 +102,10 @@ def require_intact(folder: str | Path, remedy: str | None = None, digests: bool 
         )
 
 
-def weights_mark(folder: Path | None = None) -> str:
-    """Twelve hex digits that change when any of the kit's weights does."""
+def weights_mark(folder: Path | None = None, idle: Collection[str] = ()) -> str:
+    """Twelve hex digits that change when any of the kit's weights does; those of ``idle`` components do not count."""
     path = (folder or weights_dir("tiny")) / MANIFEST
-    return sha256(path)[:12] if path.is_file() else ""
+    if not path.is_file() or not idle:
+        return sha256(path)[:12] if path.is_file() else ""
+    entries = {name: e["sha256"] for name, e in json.loads(path.read_text()).items() if name.split("/")[0] not in idle}
+    return hashlib.sha256(json.dumps(sorted(entries.items())).encode()).hexdigest()[:12]

@@ -151,7 +151,7 @@ def main() -> None:
     start, apart = time.time(), not args.streamed_only
     result = evaluate(pipe, args.split, args.prompts, args.streams, args.chunks, args.seed, args.batch, apart)
     result |= {
-        "weights": weights_mark(args.weights),
+        "weights": weights_mark(args.weights, idle=("enhancer",)),
         "seconds": round(time.time() - start), "torch": torch.__version__.split("+")[0], "device": str(pipe.device),
         "python": platform.python_version(), "config": json.loads(pipe.cfg.to_json()),
     }  # fmt: skip
