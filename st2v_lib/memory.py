@@ -226,9 +226,11 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 
 
 def one_by_one(forward: Callable[..., Tensor], sample: Tensor, timestep: Any, tokens: Tensor, *rest: Any) -> Tensor:
-    """A network's call on each element of the batch in turn."""
-    times = timestep.expand(len(sample)) if isinstance(timestep, Tensor) else [timestep] * len(sample)
-    return torch.cat([forward(sample[i : i + 1], times[i], tokens[i : i + 1], *rest) for i in range(len(sample))])
+    """A network's call on each video in turn, and of each on one guidance branch after the other."""
+    n = len(sample)
+    times = timestep.expand(n) if isinstance(timestep, Tensor) else [timestep] * n
+    turns = [(k % n, row) for k, row in enumerate(tokens.split(1))]
+    return torch.cat([forward(sample[i : i + 1], times[i], row, *rest) for i, row in turns])
 
 
 def chunk_feed_forward(net: nn.Module, rows: int | None) -> nn.Module:

@@ -70,8 +70,8 @@ def run(
         print(f"{time.perf_counter() - began:6.0f} s  {name}: {length} frames", flush=True)
     record = {
         "command": "python -m st2v_lib.notebook.long_record", "prompt": PROMPT, "seed": SEED, "stage": 2,
-        "weights": weights_mark(idle=IDLE), "config": dataclasses.asdict(whole), "changes": ARMS, "versions": versions(),
-        "device": str(pipe.device), "threads": torch.get_num_threads(), "every": every, "size": whole.size,
+        "weights": weights_mark(idle=IDLE), "config": dataclasses.asdict(whole), "changes": ARMS,
+        "versions": versions(), "device": str(pipe.device), "threads": torch.get_num_threads(), "every": every, "size": whole.size,
         "seconds": time.perf_counter() - began, "arms": arms,
     }  # fmt: skip
     return _rounded(record), pictures
@@ -169,7 +169,8 @@ def may_grow(record: dict, every: int = EVERY) -> None:
     """
     from st2v_lib.loading import load
 
-    now = {"weights": weights_mark(idle=IDLE), "config": dataclasses.asdict(load("tiny").cfg), "prompt": PROMPT, "seed": SEED}
+    config = dataclasses.asdict(load("tiny").cfg)
+    now = {"weights": weights_mark(idle=IDLE), "config": config, "prompt": PROMPT, "seed": SEED}
     now = json.loads(json.dumps(_rounded({**now, "every": every})))
     if other := [name for name, value in now.items() if not _agrees(record.get(name), value)]:
         raise OutputError(

@@ -51,7 +51,7 @@ def test_every_rung_makes_the_same_frames(pipe):
 def test_the_smallest_rung_runs_one_branch_at_a_time(pipe):
     pipe.cfg = pipe.cfg.replace(enhancer=dataclasses.replace(pipe.cfg.enhancer, guidance_scale=4.0))
     sizes = []
-    pipe.enhancer.conv_in.register_forward_hook(lambda _, args, out: sizes.append(len(args[0])))
+    pipe.enhancer.mid_block.register_forward_hook(lambda _, args, out: sizes.append(len(args[0])))
     ladder = pipe.ladder = Ladder(pipe, torch.device("cpu"), "16 GB", lambda _: None)
     video = torch.zeros(1, 16, 3, 64, 64)
     both = torch.cat(list(pipe.enhance(video, PROMPT, progress=False)), 1)
