@@ -71,7 +71,8 @@ def run(
     record = {
         "command": "python -m st2v_lib.notebook.long_record", "prompt": PROMPT, "seed": SEED, "stage": 2,
         "weights": weights_mark(idle=IDLE), "config": dataclasses.asdict(whole), "changes": ARMS,
-        "versions": versions(), "device": str(pipe.device), "threads": torch.get_num_threads(), "every": every, "size": whole.size,
+        "versions": versions(), "device": str(pipe.device), "threads": torch.get_num_threads(),
+        "every": every, "size": whole.size,
         "seconds": time.perf_counter() - began, "arms": arms,
     }  # fmt: skip
     return _rounded(record), pictures
