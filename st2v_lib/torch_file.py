@@ -119,13 +119,13 @@ def open_safetensors(paths: Mapping[Path, str]) -> TensorFile:
     entries, digest = {}, hashlib.sha256()
     for path, prefix in sorted(paths.items()):
         try:
-            file = safe_open(path, "pt")  # stays open: to open it again for each tensor reads all names again
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                part = file.get_slice(name)
-                if prefix + name in entries:
-                    raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
-                shape, dtype = tuple(part.get_shape()), _SAFE_DTYPES.get(part.get_dtype(), torch.uint8)
-                entries[prefix + name] = Entry(shape, dtype, functools.partial(file.get_tensor, name))
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    part = file.get_slice(name)
+                    if prefix + name in entries:
+                        raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
+                    shape, dtype = tuple(part.get_shape()), _SAFE_DTYPES.get(part.get_dtype(), torch.uint8)
+                    entries[prefix + name] = Entry(shape, dtype, functools.partial(_read_safetensors, path, name))
         except WeightsError:
             raise
         except Exception as error:
@@ -209,6 +209,12 @@ class _Reader(pickle.Unpickler):
             raise WeightsError(f"{self.path} is damaged: a tensor of shape {shape} is larger than its storage")
 
         return Entry(shape, dtype, functools.partial(_read, self.path, storage, dtype, shape, stride, offset))
+
+
+def _read_safetensors(path: Path, name: str) -> Tensor:
+    """One tensor; the file is opened anew for it, since all that was ever read of an open one stays in memory."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
 
 
 def _read(
