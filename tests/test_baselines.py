@@ -218,6 +218,7 @@ def small(monkeypatch):
     for module in (cam, apm):
         monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(cam, "SEEING_STEPS", 2)
+    monkeypatch.setattr(apm, "RETURNING", 0.0)
     monkeypatch.setattr(apm, "HIDING", 0.0)
 
 

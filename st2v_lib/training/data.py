@@ -24,15 +24,15 @@ PREFILL, FRESH, EVERY = 192, 1 / 12, 16  # segments made before the first step; 
 AT_ONCE = 2**23  # pixels drawn together
 
 
-def hides(seen: torch.Tensor, at_most: float = 0.3) -> torch.Tensor:
-    """Is a sprite of these visible shares, ``(..., 32)``, seen before frame 16 and from there to 23 at most so much?"""
+def hides(seen: torch.Tensor) -> torch.Tensor:
+    """Is a sprite of these visible shares, ``(..., 32)``, seen before frame 16 and hidden from there to frame 23?"""
     before, hidden, _ = (part.amax(-1) for part in seen.split((16, 8, 8), dim=-1))
-    return (before > 0.7) & (hidden <= at_most)
+    return (before > 0.7) & (hidden == 0)
 
 
 def returns(seen: torch.Tensor) -> torch.Tensor:
-    """Is it seen before frame 16, hidden to frame 23 and back after?"""
-    return hides(seen, 0.0) & (seen[..., 24:].amax(-1) > 0.3)
+    """Does it hide so, and is back after?"""
+    return hides(seen) & (seen[..., 24:].amax(-1) > 0.3)
 
 
 def draw_scenes(
@@ -48,7 +48,7 @@ def draw_scenes(
         returning: share of segments in which the sprite is seen in frames 0–15, hidden in 16–23 and back in 24–31
             (the case that only a long-term memory can continue).
         device: where such segments are looked for.
-        hiding: share in which it is seen in frames 0–15 and hardly or not at all in 16–23, and whatever comes after.
+        hiding: share in which it is seen and hidden alike, whatever comes after: back in one of five.
     """
     drawn = [(sample_scene(rng.randrange(2**31), 0), rng.randrange(400)) for _ in range(count)]
     chances = [rng.random() for _ in range(count)]
