@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import statistics
 import threading
 import time
@@ -38,6 +39,7 @@ from st2v_lib.training.folder_data import LR
 from st2v_lib.world.captions import make_tokenizer
 
 GB = 1e9
+REPLAYED = 40  # frames: the first chunk and three more
 PREVIEW = 24  # frames: the first chunk, and one that goes on from it
 PROMPT = "a red circle bounces over green stripes"
 Values = dict[str, float | str]
@@ -127,6 +129,10 @@ def rows_of(cfg: StreamingT2VConfig, device: torch.device) -> dict[str, Callable
     name = f"a preview, stages 1 and 2, {PREVIEW} frames, {px}"
     rows[name] = functools.partial(preview, **on)
     rows |= {f"{name}, rung {r.name!r}": functools.partial(preview, rung=r, **on) for r in RUNGS if r.offload}
+    if device.type == "cuda":
+        rows[f"stages 1 and 2, {REPLAYED} frames, {px}, launched and replayed"] = functools.partial(
+            previews_in_turns, **on
+        )
     for rung in RUNGS:
         rows[f"stage 3, a step, {large}, rung {rung.name!r}"] = functools.partial(enhancer_step, rung, **on)
     for rung in RUNGS:
@@ -245,9 +251,8 @@ def encoders(cfg: StreamingT2VConfig) -> dict[str, torch.nn.Module]:
     return {"text_encoder": CLIPTextModelWithProjection(text), "image_encoder": CLIPVisionModelWithProjection(image)}
 
 
-def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, rung: Rung | None = None) -> Values:
-    """Stages 1 and 2 of the shortest video that CAM has a part in, on a rung or with everything on the device; at full
-    size stage 1 has a UNet of its own."""
+def random_pipeline(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype) -> StreamingT2VPipeline:
+    """Stages 1 and 2 with random weights; at full size stage 1 has a UNet of its own."""
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = cfg.cam.text_len
     with torch.device(device):
@@ -258,7 +263,12 @@ def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, r
         unet, cam, apm, *_ = stage2(device, dtype, cfg)
     scheduler = make_scheduler(cfg.scheduler, cfg.sampling.sampler)
     parts |= {"unet": unet, "cam": cam, "apm": apm, "scheduler": scheduler, "tokenizer": tokenizer}
-    pipe = StreamingT2VPipeline(**parts, cfg=cfg)
+    return StreamingT2VPipeline(**parts, cfg=cfg)
+
+
+def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, rung: Rung | None = None) -> Values:
+    """Stages 1 and 2 of the shortest video that CAM has a part in, on a rung or with everything on the device."""
+    pipe = random_pipeline(cfg, device, dtype)
     if rung is not None:
         for net in pipe.components.values():
             if isinstance(net, torch.nn.Module):
@@ -266,6 +276,27 @@ def preview(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype, r
         pipe.ladder = Ladder(pipe, device, rung.name, report=lambda _: None)
     action = functools.partial(pipe, PROMPT, PREVIEW, enhance=False, progress=False)
     return timed(action, device, repeat=1, warm=False)
+
+
+def previews_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype) -> Values:
+    """The pipeline's own steps launched kernel by kernel and replayed, twice each in turns; the first turns warm up.
+
+    Returns:
+        Seconds of the second turn of each, how many times the second fits into the first, and by how much their frames
+        differ at most.
+    """
+    pipe, before = random_pipeline(cfg, device, dtype), os.environ.get("ST2V_REPLAY")
+    seconds, frames = {}, {}
+    with Peak(device) as peak:
+        for way, replay in 2 * [("seconds", "0"), ("recorded", "1")]:
+            os.environ["ST2V_REPLAY"] = replay
+            start = time.perf_counter()
+            frames[way] = pipe(PROMPT, REPLAYED, enhance=False, progress=False).frames  # on the CPU, so it has waited
+            seconds[way] = time.perf_counter() - start
+    os.environ.pop("ST2V_REPLAY") if before is None else os.environ.update(ST2V_REPLAY=before)
+    differ = (frames["seconds"] - frames["recorded"]).abs().max().item()
+    times = seconds["seconds"] / seconds["recorded"]
+    return seconds | {"times, recorded": times, "differ": differ, "peak GB": peak.value}
 
 
 def rung_enhancer(rung: Rung, cfg: StreamingT2VConfig, device: torch.device, dtype: torch.dtype):

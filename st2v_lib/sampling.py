@@ -166,8 +166,8 @@ def make_predictor(unet: StreamingUNet, cam: Cam | Rival | None = None, cond: Te
     """The network as a function of latents, timestep and tokens, for one chunk.
 
     What is constant over a chunk is computed once: CAM's features of the pixels here, APM's mixed contexts when other
-    tokens come than in the step before; and what guidance branches share, once for all of them. With
-    ``ST2V_REPLAY=1`` the steps of a large network on CUDA are recorded and replayed (:mod:`st2v_lib.replay`).
+    tokens come than in the step before; and what guidance branches share, once for all of them. On
+    CUDA steps are recorded and replayed (:mod:`st2v_lib.replay`).
 
     Args:
         unet: the main UNet, with CAM and APM attached as wanted.

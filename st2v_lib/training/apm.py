@@ -1,7 +1,8 @@
 """Phase 2 of the memories: APM beside CAM on 32-frame segments (paper §4.2, appendix §10).
 
 Roles, counted from 1: the anchor is a random frame of 1–16, the condition 17–24, the denoised chunk 17–32. Most
-segments show the sprite in 1–16 and not in 17–24. Where it is back in 25–32, only the anchor tells which one it was. Text, anchor or both are dropped in 5 % of the clips each, for guidance.
+segments show the sprite in 1–16 and not in 17–24. Where it is back in 25–32, only the anchor tells which one it was.
+Text, anchor or both are dropped in 5 % of the clips each, for guidance.
 
 Differs from the paper: main UNet and CAM stay frozen here (there, all but the UNet's temporal layers train), so one
 UNet and one CAM serve every arm of the ablations. ``train_unet=True`` and ``train_cam=True`` train what the paper does.
@@ -25,7 +26,10 @@ from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_levels, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
-RETURNING, HIDING = 0.2, 0.6  # so the hidden are back in 38 % of the segments, as in this world of those gone for a chunk
+RETURNING, HIDING = (
+    0.2,
+    0.6,
+)  # so the hidden are back in 38 % of the segments, as in this world of those gone for a chunk
 ALPHA_LR = 5.0  # times the rate of APM's other parameters: alpha alone gates all of its gradient
 
 

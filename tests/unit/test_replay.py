@@ -153,17 +153,13 @@ def test_a_step_that_cannot_be_recorded_is_computed_and_said_once(error, net, ca
                 torch.testing.assert_close(again(x, t, tokens), net(x) * t + tokens)
 
 
-def test_what_does_not_ask_or_would_not_gain_is_left_as_it_is(net, monkeypatch):
+def test_without_a_card_or_when_switched_off_a_step_is_left_as_it_is(net, monkeypatch):
     predict = counted(net, [])
-    monkeypatch.setenv("ST2V_REPLAY", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert replay.replayed(predict, net) is predict
-    monkeypatch.setattr(replay, "LARGE", 10)
-    assert isinstance(replay.replayed(predict, net), Replayed)
-    monkeypatch.delenv("ST2V_REPLAY")
-    assert replay.replayed(predict, net) is predict
-    monkeypatch.setenv("ST2V_REPLAY", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert replay.replayed(predict, net) is predict
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert isinstance(replay.replayed(predict, net), Replayed)
+    monkeypatch.setenv("ST2V_REPLAY", "0")
     assert replay.replayed(predict, net) is predict
 
 
@@ -190,8 +186,7 @@ def test_on_a_card(monkeypatch):
     from st2v_lib.loading import load
     from st2v_lib.sampling import Contexts, guided, make_predictor
 
-    monkeypatch.setenv("ST2V_REPLAY", "1")
-    monkeypatch.setattr(replay, "LARGE", 0)
+    monkeypatch.delenv("ST2V_REPLAY", raising=False)
     models = load("tiny", "cuda").models()
     models.attach()
     cond = torch.rand(1, 8, 3, 64, 64, device="cuda") * 2 - 1
