@@ -91,10 +91,10 @@ def test_base_and_cam_know_the_order_of_frames(pipe):
 
 
 def test_bfloat16_makes_the_same_video(pipe):
-    """Networks alone change; three steps through all stages stay within rounding."""
+    """Networks alone change; two steps through all stages stay within rounding."""
     half = load("tiny", "cpu", dtype=torch.bfloat16)
     assert (half.unet.dtype, half.enhancer.dtype, half.vae.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
-    prompt, call = "a red circle bounces over green stripes", {"num_frames": 24, "num_inference_steps": 3}
+    prompt, call = "a red circle bounces over green stripes", {"num_frames": 24, "num_inference_steps": 2}
     whole, fast = (p(prompt, progress=False, **call).frames for p in (pipe, half))
     assert whole.dtype == fast.dtype and fast.shape == whole.shape
     assert 10 * torch.log10(4 / (whole - fast).square().mean()) > 35

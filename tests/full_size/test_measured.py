@@ -95,18 +95,19 @@ def test_peak_is_of_what_runs():
     assert 0.15 < float(run.stdout) < 0.4
 
 
-def test_command(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--measure", "--device", "cpu"]
-    file = tmp_path / "rows.json"
-    out = subprocess.run(
-        [*command, "--preset", "tiny", "--only", "decode", "--json", str(file)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+def test_command(measured, tmp_path, monkeypatch, capsys):
+    command, file = importlib.import_module("full_size"), tmp_path / "rows.json"
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["full_size.py", "--measure", "--device", "cpu", *words])
+        command.main()
+
+    run("--preset", "tiny", "--only", "decode", "--json", str(file))
+    out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("tiny on ") and out[0].endswith("CPU threads: measured") and len(out) == 3
     record = json.loads(file.read_text())
     assert record["kind"] == "measured" and record["config"]["name"] == "tiny" and len(record["rows"]) == 2
     assert record["command"].endswith("--only decode --json rows.json"), "and no folder of this machine"
-    refused = subprocess.run([*command, "--preset", "modelscope"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--preset tiny" in refused.stderr
+    with pytest.raises(SystemExit, match="2"):
+        run("--preset", "modelscope")
+    assert "--preset tiny" in capsys.readouterr().err

@@ -29,6 +29,14 @@ def frames(pipe):
     return pipe(PROMPT, num_frames=24, seed=1, progress=False).frames
 
 
+@pytest.fixture(scope="module")
+def expected(random_weights, quick_config):
+    """What every rung has to make."""
+    plain = load("tiny", "cpu", random_weights / "weights" / "tiny")
+    plain.cfg = quick_config
+    return frames(plain)
+
+
 @pytest.mark.parametrize(("free", "name"), [(80e9, "fastest"), (15.5e9, "16 GB"), (8e9, "smallest"), (1e9, "smallest")])
 def test_rung_by_free_memory(free, name):
     assert choose_rung(free).name == name
@@ -37,8 +45,7 @@ def test_rung_by_free_memory(free, name):
         choose_rung(free, "tiny")
 
 
-def test_every_rung_makes_the_same_frames(pipe):
-    expected = frames(pipe)
+def test_every_rung_makes_the_same_frames(pipe, expected):
     said = []
     ladder = pipe.ladder = Ladder(pipe, torch.device("cpu"), "fastest", said.append)
     for rung in RUNGS:
@@ -63,8 +70,8 @@ def test_the_smallest_rung_runs_one_branch_at_a_time(pipe):
 
 
 @pytest.mark.parametrize("part", ["unet", "cam", "enhancer", "vae"])
-def test_out_of_memory_goes_down_says_so_and_loses_nothing(pipe, part):
-    expected, said, left = frames(pipe), [], [1, 1]
+def test_out_of_memory_goes_down_says_so_and_loses_nothing(pipe, expected, part):
+    said, left = [], [1, 1]
     net = pipe.vae.decoder if part == "vae" else getattr(pipe, part)
     net = net.extractor.mid_block if part == "cam" else net
 
@@ -107,8 +114,8 @@ def short_moves(monkeypatch, *failing):
     return moved
 
 
-def test_out_of_memory_while_weights_are_first_moved_takes_a_smaller_rung(pipe, monkeypatch):
-    expected, said = frames(pipe), []
+def test_out_of_memory_while_weights_are_first_moved_takes_a_smaller_rung(pipe, expected, monkeypatch):
+    said = []
     short_moves(monkeypatch, 4)
     pipe.ladder = Ladder(pipe, torch.device("cpu"), "fastest", said.append)
     assert pipe.ladder.rung.name == "16 GB" and "rung '16 GB' on cpu" in said[-1]
@@ -124,8 +131,8 @@ def test_out_of_memory_while_going_down_goes_further_down(pipe, monkeypatch, at)
     assert len(moved) > 9
 
 
-def test_out_of_memory_as_a_stage_is_entered_goes_down(pipe, monkeypatch):
-    expected, said = frames(pipe), []
+def test_out_of_memory_as_a_stage_is_entered_goes_down(pipe, expected, monkeypatch):
+    said = []
     pipe.ladder = Ladder(pipe, torch.device("cpu"), "16 GB", said.append)
     short_moves(monkeypatch, 1)
     assert (frames(pipe) - expected).abs().max() < 1e-3
@@ -155,8 +162,7 @@ def test_off_loading_keeps_one_stage_on_the_device(pipe, monkeypatch):
 
 
 @pytest.mark.parametrize("rung", ["fastest", "16 GB"])
-def test_weights_may_change_their_type_under_a_ladder(pipe, random_weights, quick_config, rung):
-    expected = frames(pipe)
+def test_weights_may_change_their_type_under_a_ladder(expected, random_weights, quick_config, rung):
     half = StreamingT2VPipeline.from_pretrained(random_weights / "weights" / "tiny", torch_dtype=torch.float16)
     half.cfg = quick_config
     half.ladder = Ladder(half, torch.device("cpu"), rung, lambda _: None)
