@@ -219,7 +219,6 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(cam, "SEEING_STEPS", 2)
     monkeypatch.setattr(apm, "RETURNING", 0.0)
-    monkeypatch.setattr(apm, "HIDING", 0.0)
 
 
 def test_rivals_train_on_cams_clips(small, vae):

@@ -3,9 +3,9 @@
     python -m st2v_lib.evaluation.anchor_gain --weights runs/arms/apm-2000-0
 
 Generated videos are a coarse judge of APM: a few dozen cases, each read once. Here every segment is one in which the
-sprite was seen in the anchor, is hidden in the carried frames and returns in the new ones, noise and level are the same
-for all three anchors, and only the new frames count, so that a gain of a percent can be seen. A gain over *wrong* alone
-says that the anchor's content is used; over *grey*, that it helps to have one.
+sprite was seen in the anchor, is hidden in the carried frames and returns in the new ones (training's ``RETURNING``
+share), noise and level are the same for all three anchors, and only the new frames count, so that a gain of a percent
+can be seen. A gain over *wrong* alone says that the anchor's content is used; over *grey*, that it helps to have one.
 """
 
 from __future__ import annotations

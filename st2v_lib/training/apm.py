@@ -1,8 +1,8 @@
 """Phase 2 of the memories: APM beside CAM on 32-frame segments (paper §4.2, appendix §10).
 
-Roles, counted from 1: the anchor is a random frame of 1–16, the condition 17–24, the denoised chunk 17–32. Most
-segments show the sprite in 1–16 and not in 17–24. Where it is back in 25–32, only the anchor tells which one it was.
-Text, anchor or both are dropped in 5 % of the clips each, for guidance.
+Roles, counted from 1: the anchor is a random frame of 1–16, the condition 17–24, the denoised chunk 17–32. A share of
+the segments shows the sprite in the anchor, hides it in 17–24 and brings it back in 25–32, where only the anchor tells
+which one it was. Text, anchor or both are dropped in 5 % of the clips each, for guidance.
 
 Differs from the paper: main UNet and CAM stay frozen here (there, all but the UNet's temporal layers train), so one
 UNet and one CAM serve every arm of the ablations. ``train_unet=True`` and ``train_cam=True`` train what the paper does.
@@ -26,10 +26,7 @@ from st2v_lib.training.data import SEGMENT, Captioner, growing_pool
 from st2v_lib.training.diffusion import TOWARDS_NOISE, DiffusionStep, at_random_levels, weighted_mse
 
 DROP_TEXT = DROP_ANCHOR = DROP_BOTH = 0.05
-RETURNING, HIDING = (
-    0.2,
-    0.6,
-)  # so the hidden are back in 38 % of the segments, as in this world of those gone for a chunk
+RETURNING = 0.5
 ALPHA_LR = 5.0  # times the rate of APM's other parameters: alpha alone gates all of its gradient
 
 
@@ -97,7 +94,7 @@ def make_batch(
     batch_scale: float = 1.0,
 ):
     """Batch number ``n`` of segments; ``null_anchor=True`` is the control arm whose anchor is always grey."""
-    captions, pools = Captioner(), growing_pool(seed, 2, batch_scale, vae=vae, returning=RETURNING, hiding=HIDING)
+    captions, pools = Captioner(), growing_pool(seed, 2, batch_scale, vae=vae, returning=RETURNING)
     chunk, keep = cfg.chunk_frames, cfg.cam.num_cond_frames
 
     def batch(rank: int, n: int) -> dict[str, torch.Tensor]:

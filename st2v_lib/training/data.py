@@ -24,23 +24,14 @@ PREFILL, FRESH, EVERY = 192, 1 / 12, 16  # segments made before the first step; 
 AT_ONCE = 2**23  # pixels drawn together
 
 
-def hides(seen: torch.Tensor) -> torch.Tensor:
-    """Is a sprite of these visible shares, ``(..., 32)``, seen before frame 16 and hidden from there to frame 23?"""
-    before, hidden, _ = (part.amax(-1) for part in seen.split((16, 8, 8), dim=-1))
-    return (before > 0.7) & (hidden == 0)
-
-
 def returns(seen: torch.Tensor) -> torch.Tensor:
-    """Does it hide so, and is back after?"""
-    return hides(seen) & (seen[..., 24:].amax(-1) > 0.3)
+    """Is a sprite of these visible shares, ``(..., 32)``, seen before frame 16, hidden to frame 23 and back after?"""
+    before, hidden, after = (part.amax(-1) for part in seen.split((16, 8, 8), dim=-1))
+    return (before > 0.7) & (hidden == 0) & (after > 0.3)
 
 
 def draw_scenes(
-    rng: random.Random,
-    count: int,
-    returning: float = 0.0,
-    device: torch.device | str = "cpu",
-    hiding: float = 0.0,
+    rng: random.Random, count: int, returning: float = 0.0, device: torch.device | str = "cpu"
 ) -> list[tuple[Scene, int]]:
     """Training scenes, each with the frame its segment starts at.
 
@@ -48,11 +39,9 @@ def draw_scenes(
         returning: share of segments in which the sprite is seen in frames 0–15, hidden in 16–23 and back in 24–31
             (the case that only a long-term memory can continue).
         device: where such segments are looked for.
-        hiding: share in which it is seen and hidden alike, whatever comes after: back in one of five.
     """
     drawn = [(sample_scene(rng.randrange(2**31), 0), rng.randrange(400)) for _ in range(count)]
-    chances = [rng.random() for _ in range(count)]
-    wanted = [i for i in range(count) if chances[i] < returning + hiding]
+    wanted = [i for i in range(count) if rng.random() < returning]
     for _ in range(4):
         missed = []
         for part in (wanted[k : k + 256] for k in range(0, len(wanted), 256)):
@@ -61,9 +50,8 @@ def draw_scenes(
             ]
             origins = [rng.randrange(100) for _ in part]
             _, truth = render(scenes, 128, origins, 16, device, truth="masks")
-            seen = truth.visible[:, :, 0].unfold(1, SEGMENT, 1).cpu()
-            for i, scene, origin, windows in zip(part, scenes, origins, seen):
-                fit = returns(windows) if chances[i] < returning else hides(windows)
+            fits = returns(truth.visible[:, :, 0].unfold(1, SEGMENT, 1)).cpu()
+            for i, scene, origin, fit in zip(part, scenes, origins, fits):
                 if fit.any():
                     drawn[i] = scene, origin + rng.choice(fit.nonzero()[:, 0].tolist())
                 else:
@@ -88,7 +76,7 @@ class Pool:
         vae: encodes; frozen.
         seed: with the rank, decides which scenes come.
         capacity: segments kept; the oldest is replaced.
-        returning, hiding: see :func:`draw_scenes`.
+        returning: see :func:`draw_scenes`.
         segment: frames of each.
         size: pixels along a side.
         enlarged: keep the latents of the enlarged half-size frames too, in ``inputs``: what the enhancer is given.
@@ -100,7 +88,6 @@ class Pool:
     rank: int = 0
     capacity: int = 16384
     returning: float = 0.0
-    hiding: float = 0.0
     segment: int = SEGMENT
     size: int = 64
     enlarged: bool = False
@@ -121,7 +108,7 @@ class Pool:
     def grow(self, count: int) -> None:
         """Renders and encodes ``count`` new segments."""
         rng = random.Random(f"pool/{self.seed}/{self.rank}/{self.made}")
-        drawn = draw_scenes(rng, count, self.returning, self.device, self.hiding)
+        drawn = draw_scenes(rng, count, self.returning, self.device)
         at_once = max(1, AT_ONCE // (self.segment * self.size**2))
         for part in (drawn[k : k + at_once] for k in range(0, count, at_once)):
             self._add(part)

@@ -302,7 +302,6 @@ def small(monkeypatch):
     monkeypatch.setattr(cam, "SEEING_STEPS", 2)
     monkeypatch.setattr(apm, "BATCH", 2)
     monkeypatch.setattr(apm, "RETURNING", 0.0)
-    monkeypatch.setattr(apm, "HIDING", 0.0)
     monkeypatch.setattr(enhancer, "BATCH", 1)
     monkeypatch.setattr(enhancer, "PREFILL", 1)
     monkeypatch.setattr(clip, "BATCH", 16)
@@ -375,18 +374,6 @@ def test_roles_of_phase_two():
         seen = truth.visible[0, :, 0]
         found.append(seen[:16].max() > 0.6 and seen[16:24].max() < 0.02 and seen[24:].max() > 0.2)
     assert sum(found) >= 9, "most scenes asked to return hide in the condition and are back in the new frames"
-
-
-def test_who_hides_comes_back_as_often_as_in_the_world():
-    """Of the sprites that a chunk's carried frames no longer show, the next eight frames show 38 % again (measured)."""
-    share, gone, back = apm.RETURNING + apm.HIDING, 0, 0
-    for scene, start in data.draw_scenes(
-        random.Random(0), 96, returning=apm.RETURNING / share, hiding=apm.HIDING / share
-    ):
-        _, truth = render(scene, 32, start, 16, truth="masks")
-        gone += bool(data.hides(truth.visible[0, :, 0]))
-        back += bool(data.returns(truth.visible[0, :, 0]))
-    assert gone >= 90 and 0.28 < back / gone < 0.48
 
 
 def test_most_base_clips_begin_with_a_sprite_in_sight():
