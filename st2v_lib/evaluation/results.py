@@ -86,7 +86,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
-        videos = ",\n".join(json.dumps(plain(v), allow_nan=False) for v in content["videos"])
+        videos = ",\n".join(json.dumps(plain(v), allow_nan=False, separators=(",", ":")) for v in content["videos"])
         temporary.write_text(f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n')
         os.replace(temporary, path)
     except OSError as error:
