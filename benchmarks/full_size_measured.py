@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import psutil
 import torch
@@ -285,15 +286,13 @@ def previews_in_turns(cfg: StreamingT2VConfig, device: torch.device, dtype: torc
         Seconds of the second turn of each, how many times the second fits into the first, and by how much their frames
         differ at most.
     """
-    pipe, before = random_pipeline(cfg, device, dtype), os.environ.get("ST2V_REPLAY")
-    seconds, frames = {}, {}
-    with Peak(device) as peak:
+    pipe, seconds, frames = random_pipeline(cfg, device, dtype), {}, {}
+    with Peak(device) as peak, patch.dict(os.environ):
         for way, replay in 2 * [("seconds", "0"), ("recorded", "1")]:
             os.environ["ST2V_REPLAY"] = replay
             start = time.perf_counter()
             frames[way] = pipe(PROMPT, REPLAYED, enhance=False, progress=False).frames  # on the CPU, so it has waited
             seconds[way] = time.perf_counter() - start
-    os.environ.pop("ST2V_REPLAY") if before is None else os.environ.update(ST2V_REPLAY=before)
     differ = (frames["seconds"] - frames["recorded"]).abs().max().item()
     times = seconds["seconds"] / seconds["recorded"]
     return seconds | {"times, recorded": times, "differ": differ, "peak GB": peak.value}

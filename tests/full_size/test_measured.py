@@ -51,6 +51,7 @@ def test_names_are_those_of_the_full_size(measured):
     names = measured.rows_of(MODELSCOPE, torch.device("cuda")).keys()
     assert {"VAE, decode, 1 frames of 720 x 1280 px", "VAE, encode, 16 frames of 256 x 256 px"} < names
     assert "stage 3, a chunk of 24 frames, 720 px, rung '16 GB'" in names
+    assert "stages 1 and 2, 40 frames, 256 px, launched and replayed" in names
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
