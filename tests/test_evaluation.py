@@ -18,7 +18,7 @@ from st2v_lib.evaluation import cli as evaluate_cli
 from st2v_lib.evaluation.cam import SUITE as CAM
 from st2v_lib.evaluation.first_chunk import SUITE as FIRST
 from st2v_lib.evaluation.generate import base_chunks, continue_videos, models_of, noise_of, video_seed
-from st2v_lib.evaluation.results import Run
+from st2v_lib.evaluation.results import Run, read_result
 from st2v_lib.evaluation.runner import evaluate, jobs_of, made_with, used
 from st2v_lib.evaluation.suite import Arm, Options, Scored, trained_arm
 from st2v_lib.loading import load
@@ -205,7 +205,7 @@ def run(folder, results, videos, **options):
 
 
 def numbers(path: Path) -> list:
-    content = json.loads(Path(path).read_text())
+    content = read_result(Path(path))
     for video in content["videos"]:
         del video["seconds"], video["values"]["seconds_per_chunk"]
     return content["videos"]
@@ -221,7 +221,7 @@ def test_the_type_of_numbers_is_part_of_a_run(folder, tmp_path):
 def test_a_run_writes_resumes_and_skips(folder, tmp_path, monkeypatch, capsys):
     first = run(folder, tmp_path, videos=1)
     assert "about" in capsys.readouterr().out, "an estimate comes first"
-    content = json.loads(first[0].read_text())
+    content = read_result(first[0])
     assert {"identity", "made_with", "videos", "seconds"} <= content.keys()
     assert {"weights_sha256", "config", "seed", "split"} <= content["identity"].keys()
     assert "/" not in json.dumps(content["made_with"]), "no path of this machine"

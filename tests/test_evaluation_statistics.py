@@ -1,13 +1,12 @@
 """Intervals and paired differences with known answers, and result files that resume."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 from st2v_lib.errors import OutputError, UserError
-from st2v_lib.evaluation.results import Run, plain, read_results, values_of
+from st2v_lib.evaluation.results import Run, plain, read_result, read_results, values_of
 from st2v_lib.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -91,7 +90,7 @@ def test_a_run_resumes_and_merges(tmp_path):
     assert sorted(again.videos) == [2, 3], "parts of an interrupted run count"
     again.add([video(0, x=0.0)], {"torch": "b"})
     path = again.merge()
-    content = json.loads(path.read_text())
+    content = read_result(path)
     assert [v["index"] for v in content["videos"]] == [0, 2, 3]
     assert content["made_with"] == [{"torch": "a"}, {"torch": "b"}]
     assert content["seconds"] == 3.0

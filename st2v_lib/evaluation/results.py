@@ -42,9 +42,9 @@ class Run:
 
     def _take(self, file: Path) -> None:
         try:
-            found = json.loads(file.read_text())
+            found = read_result(file)
             theirs, videos = found["identity"], found["videos"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{file} is no result file of this kit; move it away") from None
         if theirs != self.identity:
             changed = sorted(k for k in {*theirs, *self.identity} if theirs.get(k) != self.identity.get(k))
@@ -77,23 +77,36 @@ class Run:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Strict JSON, nan as null, under its name only when it is whole.
+    """Strict JSON, nan as null, under its name only when it is whole; a line a video, values under one head ``names``.
 
     Raises:
         OutputError: when the place cannot be written.
     """
+    videos = [plain(v) for v in content["videos"]]
+    names = list({name: None for v in videos for name in v["values"]})
+    rows = [v | {"values": [v["values"].get(name) for name in names]} for v in videos]
+    head = plain({k: v for k, v in content.items() if k != "videos"}) | {"names": names}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
-        videos = ",\n".join(json.dumps(plain(v), allow_nan=False, separators=(",", ":")) for v in content["videos"])
-        temporary.write_text(f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n')
+        lines = json.dumps(head, allow_nan=False, indent=1).removesuffix("\n}")
+        table = ",\n".join(json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows)
+        temporary.write_text(f'{lines},\n "videos": [\n{table}\n ]\n}}\n')
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file, its videos with their values by name."""
+    content = json.loads(path.read_text())
+    names = content.pop("names")
+    for video in content["videos"]:
+        video["values"] = dict(zip(names, video["values"]))
+    return content
 
 
 def plain(value: Any) -> Any:
@@ -109,7 +122,7 @@ def plain(value: Any) -> Any:
 
 def read_results(folder: Path, suite: str) -> list[dict[str, Any]]:
     """All result files of a suite, by name; an empty list when there is none."""
-    return [json.loads(f.read_text()) for f in sorted((Path(folder) / suite).glob("*.json"))]
+    return [read_result(f) for f in sorted((Path(folder) / suite).glob("*.json"))]
 
 
 def values_of(result: dict[str, Any], name: str) -> dict[int, float]:
