@@ -78,6 +78,16 @@ def test_gif_stays_under_its_limit_or_says_so():
     assert show.show_video(noise, limit=25_000).frames.shape[1] < 180  # a smaller zoom was found
 
 
+def test_a_small_vivid_sprite_keeps_its_colour_when_there_are_few():
+    rng = np.random.default_rng(0)
+    grain = np.array([70, 150, 90]) + rng.normal(0, 25, (8, 64, 64, 1)) + rng.normal(0, 8, (8, 64, 64, 3))
+    frames = grain.clip(0, 255).astype(np.uint8)
+    frames[:, 20:26, 20:26] = 20, 40, 235
+    gif = Image.open(io.BytesIO(show.encode_gif(frames, limit=28_000)))
+    assert len(gif.convert("RGB").getcolors()) <= 32, "the limit asks for the smallest palette"
+    assert np.abs(np.asarray(gif.convert("RGB"), int)[20:26, 20:26] - [20, 40, 235]).max() < 12
+
+
 def test_gif_object_is_an_image_on_github():
     gif = notebook.show_video({"a & b": video()}, zoom=2)
     assert gif._repr_html_().startswith('<img src="data:image/gif;base64,') and "12 frames" in repr(gif)

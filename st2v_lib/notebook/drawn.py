@@ -17,6 +17,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from st2v_lib.notebook.show import in_colours
+
 PICTURE_BYTES, SHOWN_WIDTH = 40_000, 900
 
 
@@ -126,7 +130,7 @@ def small_png(data: bytes, limit: int = PICTURE_BYTES) -> bytes:
         for colours in (255, 128, 64, 32, 16):
             out = io.BytesIO()
             small = picture if scale == 1 else picture.resize(size, Image.Resampling.BOX)
-            small.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+            in_colours(np.asarray(small)[None], colours)[0].save(out, "PNG", optimize=True)
             if out.tell() <= limit:
                 return out.getvalue()
     return out.getvalue()

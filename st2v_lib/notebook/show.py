@@ -124,13 +124,8 @@ def encode_gif(frames: np.ndarray, fps: float = 8, limit: int = GIF_BYTES) -> by
     Raises:
         InputError: it is too large even with 32 colours.
     """
-    from PIL import Image
-
-    step = max(1, len(frames) // 16)  # sixteen frames are enough to choose colours from
-    sample = Image.fromarray(np.concatenate(frames[::step]))
     for colours in (255, 128, 64, 32):
-        palette = sample.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+        images = in_colours(frames, colours)
         out = io.BytesIO()
         images[0].save(
             out, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=False
@@ -138,6 +133,22 @@ def encode_gif(frames: np.ndarray, fps: float = 8, limit: int = GIF_BYTES) -> by
         if out.tell() <= limit:
             return out.getvalue()
     raise InputError(f"the GIF has {out.tell()} bytes, more than {limit}: show fewer frames, or a smaller zoom")
+
+
+def in_colours(frames: np.ndarray, colours: int) -> list:
+    """Frames ``uint8 f h w 3`` as PIL images with one palette, chosen by variety more than by area.
+
+    By area, the grain of a wide background would get most of the palette and a small sprite nothing of it. So of *n*
+    pixels that share a cell of 32 levels a channel, about the root of *n* have a say.
+    """
+    from PIL import Image
+
+    pixels = frames[:: max(1, len(frames) // 16)].reshape(-1, 3)  # sixteen frames are enough to choose colours from
+    cells = (pixels >> 5).astype(np.uint16) @ np.array([64, 8, 1], np.uint16)
+    share = np.bincount(cells)[cells] ** -0.5
+    chosen = Image.fromarray(pixels[np.random.default_rng(0).random(len(pixels)) < share][None])
+    palette = chosen.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=2)
+    return [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
 
 
 def show_video(video, fps: float = 8, zoom: int | None = None, limit: int = GIF_BYTES) -> Gif:
@@ -288,6 +299,6 @@ def show_figure(fig, dpi: int = 90):
     drawn, out = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     plt.close(fig)
-    picture = Image.open(drawn).convert("RGB").quantize(255, dither=Image.Dither.NONE)
+    (picture,) = in_colours(np.asarray(Image.open(drawn).convert("RGB"))[None], 255)
     picture.save(out, "PNG", optimize=True)
     return Shown(data=out.getvalue(), format="png")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from st2v_lib.notebook.show import in_colours
+
 WHITE, INK, BUTTON, EDGE = (255, 255, 255), (60, 60, 60), (238, 238, 238), (190, 190, 190)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -37,12 +39,10 @@ def panel(picture: np.ndarray | None, lines: Sequence[str], controls: Sequence[s
 
 def stack(parts: Sequence[np.ndarray]) -> bytes:
     """Pictures ``uint8 h w 3`` below each other, as png bytes with a small palette."""
-    from PIL import Image
-
     width = max(part.shape[1] for part in parts)
     fit = [np.pad(p, ((0, 6), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in parts]
     out = io.BytesIO()
-    Image.fromarray(np.concatenate(fit)).quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    in_colours(np.concatenate(fit)[None], 128)[0].save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
