@@ -61,7 +61,7 @@ demo: $(READY)
 # Both parts always run; the target fails when either fails. pytest's exit code 5 means "no test collected".
 test: $(READY)
 	@exec </dev/null; mkdir -p "$(HOME_DIR)"; status=0; \
-	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile --durations=25 tests || status=1; \
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist worksteal --durations=25 tests || status=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then \
 	  $(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks \
 	    || [ $$? -eq 5 ] || status=1; \

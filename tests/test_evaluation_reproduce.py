@@ -8,7 +8,7 @@ from st2v_lib.errors import UserError
 from st2v_lib.evaluation import figures, floors_table, reproduce, waiting
 from st2v_lib.evaluation.cli import SUITES
 from st2v_lib.evaluation.reproduce import CAM_COLUMNS
-from st2v_lib.evaluation.results import write_json
+from st2v_lib.evaluation.results import write_result
 from st2v_lib.evaluation.statistics import Interval
 from st2v_lib.evaluation.tables import comparable, groups, plain, show, table
 from st2v_lib.evaluation.training_seeds import by_training_seed, signs
@@ -32,7 +32,7 @@ def write(folder, suite, arm, values, seed=0, training=None, frames=80, speed="w
         "options": {"frames": frames, "sprites": 1, "speed": speed},
     }  # fmt: skip
     file = f"{name}-fast" if speed == "fast" else name
-    write_json(folder / suite / f"{file}-seed{seed}.json", {"identity": identity, "made_with": [], "videos": videos})
+    write_result(folder / suite / f"{file}-seed{seed}.json", {"identity": identity, "made_with": [], "videos": videos})
 
 
 def trained(arm, seed, clips=4000, base="b"):

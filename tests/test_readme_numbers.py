@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from st2v_lib.evaluation import paper  # noqa: E402
 from st2v_lib.evaluation.overview import CLAIMS  # noqa: E402
-from st2v_lib.evaluation.results import write_json  # noqa: E402
+from st2v_lib.evaluation.results import write_result  # noqa: E402
 from st2v_lib.evaluation.tables import NOT_RUN, comparable, groups, judge, show  # noqa: E402
 from st2v_lib.evaluation.training_seeds import signs  # noqa: E402
 from st2v_lib.manifest import weights_mark  # noqa: E402
@@ -202,7 +202,7 @@ def test_results_stand_beside_the_papers(tmp_path):
         identity["options"] = {"frames": 80, "sprites": 1, "speed": "world"}
         videos = [{"index": i, "prompt": "p", "values": {"scuts": scuts + i / 100}} for i in range(20)]
         content = {"identity": identity, "made_with": [], "videos": videos}
-        write_json(tmp_path / "cam" / f"{arm}-{seed}.json", content)
+        write_result(tmp_path / "cam" / f"{arm}-{seed}.json", content)
     text = beside_the_paper(tmp_path)
     row = next(line for line in text.splitlines() if "fewer cuts with CAM than with Add-Cond" in line)
     assert "| 0.03 : 0.284 | -1.00 [-1.00, -1.00] (20 videos, 2 of 2 training seeds) | agrees |" in row

@@ -57,7 +57,7 @@ class Run:
     def add(self, videos: list[dict[str, Any]], made_with: dict[str, Any]) -> None:
         """Writes one batch's videos, each with its ``index``, as a part."""
         name = f"{videos[0]['index']:05d}.json"
-        write_json(self.parts / name, {"identity": self.identity, "made_with": [made_with], "videos": videos})
+        write_result(self.parts / name, {"identity": self.identity, "made_with": [made_with], "videos": videos})
 
     def merge(self) -> Path:
         """Makes one file of what there is and removes the parts; a file without parts is left as it is."""
@@ -71,27 +71,34 @@ class Run:
             "identity": self.identity, "made_with": self.made_with, "seconds": round(seconds, 1),
             "videos": [self.videos[i] for i in sorted(self.videos)],
         }  # fmt: skip
-        write_json(self.path, content)
+        write_result(self.path, content)
         shutil.rmtree(self.parts, ignore_errors=True)
         return self.path
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Strict JSON, nan as null, under its name only when it is whole; a line a video, values under one head ``names``.
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """A result file: the names of its videos' values stand once, in ``names``, and each video's values in their order.
 
     Raises:
         OutputError: when the place cannot be written.
     """
-    videos = [plain(v) for v in content["videos"]]
-    names = list({name: None for v in videos for name in v["values"]})
-    rows = [v | {"values": [v["values"].get(name) for name in names]} for v in videos]
-    head = plain({k: v for k, v in content.items() if k != "videos"}) | {"names": names}
+    names = list({name: None for video in content["videos"] for name in video["values"]})
+    rows = [video | {"values": [video["values"].get(name) for name in names]} for video in content["videos"]]
+    write_json(path, content | {"names": names, "videos": rows})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Strict JSON with a line for each of its ``videos``, nan as null, under its name only when it is whole.
+
+    Raises:
+        OutputError: when the place cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = json.dumps(head, allow_nan=False, indent=1).removesuffix("\n}")
-        table = ",\n".join(json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows)
-        temporary.write_text(f'{lines},\n "videos": [\n{table}\n ]\n}}\n')
+        lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
+        videos = ",\n".join(json.dumps(plain(v), allow_nan=False, separators=(",", ":")) for v in content["videos"])
+        temporary.write_text(f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n')
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
