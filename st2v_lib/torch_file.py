@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 import math
 import pickle
 import struct
@@ -119,13 +120,16 @@ def open_safetensors(paths: Mapping[Path, str]) -> TensorFile:
     entries, digest = {}, hashlib.sha256()
     for path, prefix in sorted(paths.items()):
         try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    part = file.get_slice(name)
-                    if prefix + name in entries:
-                        raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
-                    shape, dtype = tuple(part.get_shape()), _SAFE_DTYPES.get(part.get_dtype(), torch.uint8)
-                    entries[prefix + name] = Entry(shape, dtype, functools.partial(_read_safetensors, path, name))
+            with safe_open(path, "pt"):  # which checks that the header fits the file
+                found = _safetensors_header(path)
+            for name, (start, kind, shape) in found.items():
+                if prefix + name in entries:
+                    raise WeightsError(f"{prefix + name} is in more than one file, {path} is the second")
+                if kind not in _SAFE_DTYPES:
+                    raise WeightsError(f"{path} has {name} as {kind}, which cannot be read here")
+                dtype = _SAFE_DTYPES[kind]
+                read = functools.partial(_read_safetensors, path, start, dtype, shape)
+                entries[prefix + name] = Entry(shape, dtype, read)
         except WeightsError:
             raise
         except Exception as error:
@@ -135,7 +139,10 @@ def open_safetensors(paths: Mapping[Path, str]) -> TensorFile:
     return TensorFile(entries, (), digest.hexdigest())
 
 
-_SAFE_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFE_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 class _Inert:
@@ -211,10 +218,21 @@ class _Reader(pickle.Unpickler):
         return Entry(shape, dtype, functools.partial(_read, self.path, storage, dtype, shape, stride, offset))
 
 
-def _read_safetensors(path: Path, name: str) -> Tensor:
-    """One tensor; the file is opened anew for it, since all that was ever read of an open one stays in memory."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
+def _safetensors_header(path: Path) -> dict[str, tuple[int, str, tuple[int, ...]]]:
+    """Where each tensor's bytes start in the file, its type and its shape."""
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {k: (8 + size + v["data_offsets"][0], v["dtype"], tuple(v["shape"])) for k, v in sorted(header.items())}
+
+
+def _read_safetensors(path: Path, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """One tensor, mapped by itself: all that was ever read of an open ``safe_open`` stays in memory."""
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    record = np.memmap(path, np.uint8, "c", start, (math.prod(shape) * dtype.itemsize,))
+    return torch.frombuffer(record, dtype=dtype).reshape(shape)
 
 
 def _read(
