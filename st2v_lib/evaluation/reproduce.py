@@ -12,7 +12,7 @@ from pathlib import Path
 
 from st2v_lib.errors import OutputError
 from st2v_lib.evaluation import figures, floors_table, paper
-from st2v_lib.evaluation.blending import LEVEL_ARMS
+from st2v_lib.evaluation.blending import LEVEL_ARMS, SWEEP_ARMS
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
 from st2v_lib.evaluation.table1 import table1
@@ -133,7 +133,7 @@ def table_blending(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"flow deviation {value:g}" for arm, value in paper.FLOW_DEVIATION.items()}
     suites = {
         "blending": (("bicubic", "vae_of_truth", "B", "B+S", "code", "paper"), "code"),
-        "blending-sweep": ((), None),
+        "blending-sweep": (tuple(a.name for a in SWEEP_ARMS), None),
         "blending-levels": (tuple(a.name for a in LEVEL_ARMS), None),
     }
     return tables_of("table-blending", suites, BLENDING_COLUMNS, beside, results, split)
