@@ -133,7 +133,7 @@ def table_blending(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"flow deviation {value:g}" for arm, value in paper.FLOW_DEVIATION.items()}
     suites = {
         "blending": (("bicubic", "vae_of_truth", "B", "B+S", "code", "paper"), "code"),
-        "blending-sweep": (tuple(a.name for a in SWEEP_ARMS), None),
+        "blending-sweep": (tuple(a.name for a in SWEEP_ARMS), "start100"),
         "blending-levels": (tuple(a.name for a in LEVEL_ARMS), None),
     }
     return tables_of("table-blending", suites, BLENDING_COLUMNS, beside, results, split)
