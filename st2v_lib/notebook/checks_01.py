@@ -72,7 +72,7 @@ def check_guidance(fn: Callable) -> None:
 
 @checker
 def check_second_difference(fn: Callable) -> None:
-    """``fn(path)``: how much a path bends at each frame but the first and last, ``(f, 2)`` to ``(f - 2,)``, same unit.
+    """``fn(path)``: how much a path bends at its inner frames, a tensor ``(f, 2)`` to ``(f - 2,)``.
 
     The length of ``p[t+1] - 2 p[t] + p[t-1]``: zero for steady motion, whatever its speed.
     """
@@ -82,7 +82,7 @@ def check_second_difference(fn: Callable) -> None:
     for frames in (5, 16, 40):
         path = rng.random((frames, 2)).cumsum(0)
         want = second_difference(torch.tensor(path))[1:-1].numpy() / PIXELS
-        got = call(fn, path)
+        got = call(fn, torch.tensor(path))
         hint = "p[t+1] - 2 p[t] + p[t-1] for the inner frames, then the length of that vector"
         if np.shape(got) == (frames - 1,):
             hint = "these are the steps from frame to frame; take the difference of neighbouring steps once more"

@@ -25,12 +25,13 @@ def halfway_diagram():
     _box(axis, 3.55, 0.75, 1.9, 0.72, "extractor\ntrained before, frozen", GREY)
     _box(axis, 5.85, 1.62, 1.6, 0.85, "injectors\nlearnt here,\nfrom zero", ORANGE)
     _box(axis, 7.75, 2.5, 1.4, 0.72, "UNet decoder\nfrozen", GREY)
-    _box(axis, 9.5, 2.5, 1.3, 0.72, "loss:\nv − its target", GREEN)
+    _box(axis, 9.5, 2.5, 1.3, 0.72, "loss:\nv − its target", "white")
     for start, end in (
-        ((2.08, 2.5), (2.57, 2.5)), ((2.08, 0.75), (2.57, 0.75)), ((4.53, 2.4), (5.05, 1.95)),
+        ((2.08, 2.5), (2.57, 2.5)), ((2.08, 0.75), (2.57, 0.75)), ((2.08, 2.3), (2.9, 1.14)), ((4.53, 2.4), (5.05, 1.95)),
         ((4.53, 0.85), (5.05, 1.3)), ((6.68, 1.9), (7.05, 2.25)), ((8.48, 2.5), (8.82, 2.5)),
     ):  # fmt: skip
         _arrow(axis, start, end)
+    axis.text(2.42, 1.62, "the first\n8 frames", fontsize=8, color=INK, ha="right", va="center")
     _arrow(axis, (9.4, 2.1), (6.72, 1.45), "tab:red", bend=-0.25)
     axis.text(8.45, 1.2, "gradient, through the frozen decoder", fontsize=8, color="tab:red", ha="center")
     return show_figure(fig)

@@ -250,7 +250,7 @@ def contact_sheet(
 
 
 def show_xt(video, position: float = 0.5, axis: str = "x", seams: Iterable[int] = (), width: float = 2.6):
-    """x-t slices side by side: one line of pixels of every frame, time downwards, chunk seams as ticks at the edge.
+    """x-t slices side by side: one line of pixels of every frame, time downwards, chunk seams as ticks at the right edge.
 
     Args:
         video: see the top of this file.
@@ -273,7 +273,7 @@ def show_xt(video, position: float = 0.5, axis: str = "x", seams: Iterable[int] 
         place.set_xlabel(axis, fontsize=9)
         place.tick_params(labelsize=8)
         for seam in seams:
-            place.plot([-0.06, 0], [seam, seam], color="tab:red", lw=1.5, clip_on=False, transform=_edge(place))
+            place.plot([1, 1.06], [seam, seam], color="tab:red", lw=1.5, clip_on=False, transform=_edge(place))
     axes[0][0].set_ylabel("frame", fontsize=9)
     fig.tight_layout()
     return show_figure(fig)
