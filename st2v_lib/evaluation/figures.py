@@ -14,7 +14,7 @@ from st2v_lib.evaluation.waiting import not_run
 
 CURVES = {
     "mawe_code": "MAWE (code's formula, native size)", "clip_score": "CLIP score (the small CLIP)",
-    "pattern_error": "frames with another pattern", "shade_error": "shade error",
+    "pattern_error": "share of frames with another pattern", "shade_error": "shade error (range 0 to 1)",
 }  # fmt: skip
 
 Curve = dict[int, dict[str, dict[int, float]]]  # length -> value -> video -> number
@@ -32,7 +32,7 @@ def stability(results: Path, split: str, out: Path) -> str:
         rows = []
         for arm, curve in curves.items():
             for n, values in curve.items():
-                paper = STABILITY.get(n, ("", ""))
+                paper = STABILITY.get(n, ("", "")) if arm == "full" else ("", "")
                 cells = [show(interval(list(values[name].values()))) for name in CURVES]
                 rows.append([arm, str(n), *cells, *(f"{v}" for v in paper)])
         head = ["arm", "first n frames", *CURVES.values(), "paper's MAWE", "paper's CLIP"]
@@ -82,7 +82,7 @@ def _plot(curves: dict[str, Curve], title: str, path: Path) -> None:
             axis.plot(list(curve), [f.mean for f in found], "o-", ms=3, label=arm)
             axis.fill_between(list(curve), [f.low for f in found], [f.high for f in found], alpha=0.2)
         axis.set(title=label, xlabel="first n frames")
-    axes[0][0].legend(fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 

@@ -1,7 +1,8 @@
 """The paper's numbers that stand beside ours (v2, CVPR 2025), and its claims as differences that can be tested.
 
-Claims that are **ours** test what the paper says in values that it does not measure: it speaks of smooth joints, but
-counts cuts; it wants flow that varies little, where here the true flow is known.
+Of the claims that are **ours** some test what the paper says in values that it does not measure: it speaks of smooth
+joints, but counts cuts; it wants flow that varies little, where here the true flow is known. Others ask about what the
+paper has not: a CAM that is primed or guided, a sprite that is out of sight, an APM that has seen more.
 
 Its videos, prompts and networks are others, so only the sign of a difference can agree or not. Its re-identification
 and LPIPS have no counterpart in the sprite world; identity given return is what they are about.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st2v_lib.notebook.diagrams import BLUE, GREEN, GREY, INK, ORANGE, _arrow, _box, _canvas
+from st2v_lib.notebook.diagrams import BLUE, GREY, INK, ORANGE, _arrow, _box, _canvas
 
 LINEAGE = (  # year of the first paper, name, short-term memory, long-term memory
     ("2024", "StreamingT2V", "CAM: attends to\nfeatures of 8 frames", "APM: one frame as\n8–16 tokens"),
@@ -27,8 +27,8 @@ def halfway_diagram():
     _box(axis, 7.75, 2.5, 1.4, 0.72, "UNet decoder\nfrozen", GREY)
     _box(axis, 9.5, 2.5, 1.3, 0.72, "loss:\nv − its target", "white")
     for start, end in (
-        ((2.08, 2.5), (2.57, 2.5)), ((2.08, 0.75), (2.57, 0.75)), ((2.08, 2.3), (2.9, 1.14)), ((4.53, 2.4), (5.05, 1.95)),
-        ((4.53, 0.85), (5.05, 1.3)), ((6.68, 1.9), (7.05, 2.25)), ((8.48, 2.5), (8.82, 2.5)),
+        ((2.08, 2.5), (2.57, 2.5)), ((2.08, 0.75), (2.57, 0.75)), ((2.08, 2.3), (2.9, 1.14)),
+        ((4.53, 2.4), (5.05, 1.95)), ((4.53, 0.85), (5.05, 1.3)), ((6.68, 1.9), (7.05, 2.25)), ((8.48, 2.5), (8.82, 2.5)),
     ):  # fmt: skip
         _arrow(axis, start, end)
     axis.text(2.42, 1.62, "the first\n8 frames", fontsize=8, color=INK, ha="right", va="center")

@@ -250,7 +250,7 @@ def contact_sheet(
 
 
 def show_xt(video, position: float = 0.5, axis: str = "x", seams: Iterable[int] = (), width: float = 2.6):
-    """x-t slices side by side: one line of pixels of every frame, time downwards, chunk seams as ticks at the right edge.
+    """x-t slices side by side: one line of pixels of every frame, time downwards, seams as ticks at the right edge.
 
     Args:
         video: see the top of this file.
