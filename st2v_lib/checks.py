@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -162,6 +163,9 @@ def check_sampling(
     longest = scheduler.config.num_train_timesteps
     if check_count(sampling.num_inference_steps, "num_inference_steps", 1) > longest:
         raise InputError(f"num_inference_steps: expected at most {longest}, got {num_inference_steps}")
+    for name in ("eta", "guidance_scale", "anchor_guidance_scale"):
+        if not isinstance(getattr(sampling, name), numbers.Real | None):
+            raise InputError(f"{name}: expected a number, got {getattr(sampling, name)!r}")
     if not 0 <= sampling.eta <= 1:
         raise InputError(f"eta: expected a number from 0 to 1, got {eta}")
     if eta and "eta" not in inspect.signature(scheduler.step).parameters:

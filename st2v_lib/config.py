@@ -190,12 +190,9 @@ class StreamingT2VConfig:
         """A copy with fields changed, ``cfg.replace(apm=None)``; unknown names raise ``TypeError``."""
         return dataclasses.replace(self, **changes)
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The config as JSON text, also written to ``path`` when given."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        if path is not None:
-            Path(path).write_text(text + "\n")
-        return text
+    def to_json(self) -> str:
+        """The config as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text_or_path: str | Path) -> StreamingT2VConfig:

@@ -91,7 +91,7 @@ def convert(
         folder.mkdir(parents=True, exist_ok=True)
         for i, names in enumerate(parts):
             path = folder / shard_name(i, len(parts))
-            if not damaged and not _is_complete(path, names, states[name], dtype):
+            if not damaged and not _is_complete(path, names, states[name]):
                 damaged += _write_shard(path, names, states[name], dtype)
             elif damaged:  # no more is written; the rest is read so that all damage is known at once
                 damaged += [problem for key in names for problem in _read(key, states[name][key], dtype)[1]]
@@ -270,7 +270,7 @@ def _write_shard(path: Path, names: list[str], state: Mapping[str, Entry], dtype
     return problems
 
 
-def _is_complete(path: Path, names: list[str], state: Mapping[str, Entry], dtype: torch.dtype) -> bool:
+def _is_complete(path: Path, names: list[str], state: Mapping[str, Entry]) -> bool:
     """Is this part of the same conversion on disk already? Parts appear under their final name when they are whole."""
     if not path.is_file():
         return False

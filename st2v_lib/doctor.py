@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from st2v_lib.errors import first_line
 from st2v_lib.manifest import MANIFEST, verify_manifest, weights_dir
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -96,7 +97,7 @@ def _devices() -> list[dict[str, Any]]:
             free, total = torch.cuda.mem_get_info(index)
             device |= {"free_gb": _gb(free), "total_gb": _gb(total)}
         except RuntimeError as error:  # the card is there but cannot be used now
-            device["detail"] += f" (not usable: {str(error).splitlines()[0]})"
+            device["detail"] += f" (not usable: {first_line(error)})"
         devices.append(device)
     if torch.backends.mps.is_available():
         devices.append({"name": "mps", "kind": "mps", "detail": "Apple GPU, shares the machine's memory"})

@@ -21,7 +21,7 @@ import torch
 
 from st2v_lib.config import MODELSCOPE, StreamingT2VConfig
 from st2v_lib.convert import convert
-from st2v_lib.errors import InputError, OutputError, WeightsError
+from st2v_lib.errors import InputError, OutputError, WeightsError, first_line
 from st2v_lib.manifest import weights_dir, write_manifest
 
 LOCK = "sources.json"
@@ -101,7 +101,10 @@ def plan(out: Path, places: Mapping[str, str] = {}, revisions: Mapping[str, str]
     Raises:
         WeightsError: for a file that a source does not have, or one that is not cached in offline mode.
     """
-    lock = json.loads((out / LOCK).read_text()) if (out / LOCK).is_file() else {}
+    try:
+        lock = json.loads((out / LOCK).read_text()) if (out / LOCK).is_file() else {}
+    except ValueError:
+        raise WeightsError(f"{out / LOCK} is damaged; remove it, and the revisions are asked for again") from None
     plans = {}
     for name, source in SOURCES.items():
         place = places.get(name, source.repo)
@@ -144,7 +147,7 @@ def _ask_hub(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except Exception as error:  # no network, no such repository or revision, a gate: many kinds
-        raise WeightsError(f"{repo} cannot be asked: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{repo} cannot be asked: {first_line(error)}") from None
     return info.sha, {sibling.rfilename: sibling.size or 0 for sibling in info.siblings}
 
 
@@ -282,5 +285,9 @@ def _resave(name: str, source: Path, target: Path) -> None:
     }  # fmt: skip
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    classes[name].from_pretrained(source, **options).save_pretrained(part)
+    try:
+        component = classes[name].from_pretrained(source, **options)
+    except Exception as error:  # a damaged or foreign file makes many kinds
+        raise WeightsError(f"{source} cannot be loaded: {first_line(error)}; get it again") from error
+    component.save_pretrained(part)
     part.replace(target)

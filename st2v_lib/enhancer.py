@@ -40,10 +40,6 @@ class VpSchedule:
         """Clean latents from a v-prediction: alpha · x - sigma · v."""
         return float(self.alphas[timestep]) * x - float(self.sigmas[timestep]) * v
 
-    def v_target(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """What a v-predicting network is trained on: alpha · noise - sigma · x0."""
-        return float(self.alphas[timestep]) * noise - float(self.sigmas[timestep]) * x0
-
 
 def logsnr_cosine_interp(
     num: int = 1000, logsnr_max: float = 15.0, scale_min: float = 2.0, scale_max: float = 4.0

@@ -25,3 +25,8 @@ class DeviceError(UserError, RuntimeError):
 
 class OutputError(UserError, OSError):
     """A place that cannot be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ import transformers
 from st2v_lib.checks import check_device
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.config import preset as preset_config
-from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.errors import InputError, WeightsError, first_line
 from st2v_lib.manifest import require_intact, weights_dir
 from st2v_lib.memory import Ladder
 from st2v_lib.pipeline import StreamingT2VPipeline
@@ -92,7 +92,7 @@ def load(
         except WeightsError:
             raise
         except Exception as error:  # a damaged or foreign file makes many kinds
-            raise WeightsError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
+            raise WeightsError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from error
         if cfg.name == "modelscope" and target.type == "cuda":
             pipe.ladder = Ladder(pipe, target, memory)
             return pipe
@@ -170,7 +170,3 @@ def _quiet() -> Iterator[None]:
 
 def _type_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st2v_lib.errors import DeviceError, InputError
+from st2v_lib.errors import DeviceError, InputError, first_line
 from st2v_lib.replay import recording
 
 
@@ -159,7 +159,7 @@ class Ladder:
                     self.enter(group)
                 return
             except torch.OutOfMemoryError as error:
-                short = str(error).splitlines()[0]
+                short = first_line(error)
             self._free()  # outside the handler, as in _retrying
         raise self._too_small(short)
 
@@ -213,7 +213,7 @@ class Ladder:
                 except torch.OutOfMemoryError as error:
                     if recording():  # a step of which a graph is being made: it goes on without one
                         raise
-                    short = str(error).splitlines()[0]
+                    short = first_line(error)
                 # outside the handler: until here the exception kept the failed call's tensors alive
                 if not self.down():
                     raise self._too_small(short)

@@ -59,7 +59,8 @@ class StreamingT2VOutput(BaseOutput):
         frames: the video ``b f 3 h w`` in [-1, 1] on the CPU, enhanced if that was asked for.
         low_res: the video of stages 1 and 2.
         config: the config it was made with, sampling numbers included.
-        state: where stage 2 stopped; ``pipe.stream(prompt, state=...)`` goes on from there.
+        state: where stage 2 stopped; ``pipe.stream(prompt, state=...)`` goes on from there. It holds whole chunks: if
+            the length is not 16 + 8k, the stream begins where the last chunk ended, not where the frames were cut off.
     """
 
     frames: Tensor
@@ -301,12 +302,12 @@ class StreamingT2VPipeline(DiffusionPipeline):
         The other arguments are those of a call. Raises ``InputError`` or ``WeightsError`` now.
         """
         self._require_enhancer()
-        blocks = video
-        if isinstance(video, Tensor):
-            num_frames, blocks = check_frames(video, "video").shape[1], video.split(batch_size, dim=1)
         check_count(seed, "seed", 0)
         check_count(batch_size, "batch_size", 1)
         check_count(chunk_batch, "chunk_batch", 1)
+        blocks = video
+        if isinstance(video, Tensor):
+            num_frames, blocks = check_frames(video, "video").shape[1], video.split(batch_size, dim=1)
         prompt_at = prompt_schedule(prompt, self.cfg, num_frames)
         cost = None if num_frames is None else self.enhancer_cost(num_frames)
 

@@ -126,8 +126,14 @@ class Session:
         """Takes up the session in ``folder``; see ``open``."""
         self.folder, self.pipe, self.upto = Path(folder), pipe, upto
         self.header = read_sealed(self.folder / "session.json")
-        self.limits = DriftLimits(**self.header["limits"])
-        self.cfg = StreamingT2VConfig.from_json(json.dumps(self.header["config"]))
+        made_by_another = SessionError(f"{self.folder}: made by another version of this kit")
+        if self.header.get("format") != FORMAT:
+            raise made_by_another
+        try:
+            self.limits = DriftLimits(**self.header["limits"])
+            self.cfg = StreamingT2VConfig.from_json(json.dumps(self.header["config"]))
+        except (KeyError, TypeError, ValueError):  # fields that this version does not know
+            raise made_by_another from None
         self._refuse_others()
         self.records = _records(self.folder, self.header, upto)
         if upto is None:
@@ -449,8 +455,10 @@ class Session:
         out = torch.cat([torch.zeros(1, 0, 3, height, width), *video], dim=1)
         if out.shape[1]:
             pieces = sum(any(name.endswith(".m4s") for name in record["files"]) for record in self.records)
-            init, piece = encode_fragment(to_uint8(out[0]), self.cfg.fps, pieces, self.frames_out, self.metadata())
-            if not any(INIT in record["files"] for record in self.records[self._shared() :]):
+            begins = not any(INIT in record["files"] for record in self.records[self._shared() :])
+            about = self.metadata() if begins else None  # only the init part says it
+            init, piece = encode_fragment(to_uint8(out[0]), self.cfg.fps, pieces, self.frames_out, about)
+            if begins:
                 write(INIT, init)
             write(f"video/{index:06}.m4s", piece)
         if enhancer is not None:
@@ -575,8 +583,6 @@ class Session:
         return functools.lru_cache(8)(self.pipe.encode_text)
 
     def _refuse_others(self) -> None:
-        if self.header["format"] != FORMAT:
-            raise SessionError(f"{self.folder}: made by another version of this kit, format {self.header['format']}")
         self._refuse_config()
         if weights_hash(self.pipe) != self.header["weights_sha256"]:
             raise SessionError(f"{self.folder}: made with other weights than those that are loaded")
@@ -595,7 +601,11 @@ class Session:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with open(self.folder / "lock", "w") as file:
+        try:
+            file = open(self.folder / "lock", "w")
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process dies
             except OSError:
@@ -692,7 +702,7 @@ def _records(folder: Path, header: dict[str, Any], upto: int | None = None) -> l
         found = records[-1]["sha256"] if records else parent["sha256"]
         if len(records) != parent["at"] or found != parent["sha256"]:
             raise SessionError(f"{folder}: its past in {past} is no longer what it branched from")
-    paths = sorted((folder / "checkpoints").glob("[0-9]*.json"))
+    paths = sorted(path for path in (folder / "checkpoints").glob("*.json") if path.stem.isdigit())
     for path in paths if upto is None else paths[: max(0, upto - len(records))]:
         if int(path.stem) != len(records):
             raise SessionError(f"{folder}: checkpoint {len(records)} is missing, there are later ones")

@@ -117,7 +117,8 @@ def _session(args: argparse.Namespace) -> Session:
 
 def _refuse(args: argparse.Namespace, mode: str, names: tuple[str, ...]) -> None:
     """A session keeps what it was begun with."""
-    given = [name for name in names if getattr(args, name) not in (None, [], False)]
+    values = {name: getattr(args, name) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False and value != []]
     if given:
         name = "PROMPT" if given[0] == "prompt" else "--" + given[0].replace("_", "-")
         raise InputError(f"{name} cannot be given with {mode}: the session keeps its own")

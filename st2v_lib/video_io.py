@@ -153,25 +153,42 @@ def read_video(path: str | os.PathLike) -> np.ndarray:
 
 
 def _iter_folder(folder: Path) -> Iterator[np.ndarray]:
-    import cv2
-
     def natural(p: Path) -> list:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)]
 
-    files = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural)
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    files = sorted(found, key=natural)
     if not files:
         raise UserError(f"{folder}: the folder holds no png or jpg image")
     first_shape = None
     for file in files:
-        data = np.fromfile(file, dtype=np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if image is None:
-            raise UserError(f"{file}: the image is empty or damaged")
+        image = read_image(file)
         first_shape = first_shape or image.shape
         if image.shape != first_shape:
             h, w, _ = first_shape
             raise UserError(f"{file}: got {image.shape[1]}x{image.shape[0]} pixels, the images before have {w}x{h}")
-        yield np.ascontiguousarray(image[:, :, ::-1])
+        yield image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as ``uint8 h w c``.
+
+    Raises:
+        UserError: it cannot be read, or is no image.
+    """
+    import cv2
+
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise UserError(f"{path}: the image is empty or damaged")
+    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def _iter_array(path: Path) -> Iterator[np.ndarray]:
@@ -202,8 +219,8 @@ def _iter_ffmpeg(path: Path) -> Iterator[np.ndarray]:
     """Decode with ffmpeg; frames come through a pipe as ppm images, which carry their own size."""
     info = probe(path)
     h, w = info["height"], info["width"]
-    command = [ffmpeg_exe(), "-v", "error", "-xerror", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
-    command += ["-f", "image2pipe", "-vcodec", "ppm", "-pix_fmt", "rgb24", "-"]
+    command = [ffmpeg_exe(), "-v", "error", "-xerror", "-i", str(path.absolute()), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-vcodec", "ppm", "-pix_fmt", "rgb24", "-"]
     count = 0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
@@ -258,7 +275,7 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
-    command = [ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", str(path), "-map", "0:v:0", "-c", "copy"]
+    command = [ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", str(path.absolute()), "-map", "0:v:0", "-c", "copy"]
     command += ["-f", "null", "-", "-f", "ffmetadata", "-"]
     result = subprocess.run(command, capture_output=True, check=False)
     report, tags = result.stderr.decode(errors="replace"), result.stdout.decode(errors="replace")
@@ -387,7 +404,7 @@ class VideoWriter:
         command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bicubic"]
         command += ["-c:v", "libx264", "-pix_fmt", self.pixel_format, "-crf", str(self.crf), "-preset", self.preset]
         command += colour
-        command += ["-movflags", "+faststart", "-metadata", f"comment={record}", str(self._temporary)]
+        command += ["-movflags", "+faststart", "-metadata", f"comment={record}", str(self._temporary.absolute())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log)
 
     def close(self) -> None:

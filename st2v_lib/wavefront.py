@@ -241,8 +241,8 @@ def batch_denoiser(
 
     Args:
         unet: the video model, v-predicting; all guidance branches run in one batch.
-        text: tokens ``b l d`` of a chunk.
-        null_text: tokens ``b l d``.
+        text: tokens ``b l d`` of a chunk, or ``1 l d`` for all videos of a batch.
+        null_text: tokens ``b l d`` or ``1 l d``.
         config: guidance scale and rescale.
         schedule: noise levels; ``None`` for ``logsnr_cosine_interp()``.
     """
@@ -251,9 +251,9 @@ def batch_denoiser(
 
     def denoise(x: Tensor, timesteps: Sequence[int], chunks: Sequence[int]) -> Tensor:
         each = len(x) // len(chunks)
-        branches = [torch.cat([text(k) for k in chunks])]
+        branches = [torch.cat([text(k).expand(each, -1, -1) for k in chunks])]
         if config.guidance_scale != 1:
-            branches.insert(0, null_text.repeat(len(chunks), 1, 1))
+            branches.insert(0, null_text.expand(each, -1, -1).repeat(len(chunks), 1, 1))
         t = torch.tensor(timesteps, device=x.device).repeat_interleave(each)
         tokens = torch.cat(branches).to(dtype)
         v = unet(x.to(dtype), t, tokens).to(x.dtype)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from st2v_lib.errors import InputError, WeightsError
+from st2v_lib.errors import InputError, WeightsError, first_line
 
 RIVALS = {
     "concat_cond": ("st2v_lib.baselines.concat_cond", "ConcCond"),
@@ -61,7 +61,7 @@ def load_rival(name: str, folder: str | Path):
     try:
         return cls.from_pretrained(place).float().eval().requires_grad_(False)
     except Exception as error:  # a damaged file makes many kinds
-        raise WeightsError(f"the weights in {place} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"the weights in {place} cannot be loaded: {first_line(error)}") from error
 
 
 def rival_of(pipe, name: str):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from einops import rearrange, repeat
@@ -16,18 +15,18 @@ from torch import Tensor
 from st2v_lib.bases import Base, fit
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import InputError
-from st2v_lib.video_io import IMAGE_SUFFIXES, from_uint8, iter_video
+from st2v_lib.video_io import IMAGE_SUFFIXES, from_uint8, iter_video, read_image
 
 
 def from_file(path: str | Path, cfg: StreamingT2VConfig) -> Base:
     """A base that gives the first frames of a video file (or folder of images), or an image; read at once.
 
     Raises:
-        InputError: for a file that is not there, cannot be read, or is too short.
+        UserError: for a file that is not there, cannot be read, or is too short.
     """
     path = Path(path)
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-        frames = repeat(_read_image(path), "h w c -> f h w c", f=cfg.chunk_frames)
+        frames = repeat(read_image(path), "h w c -> f h w c", f=cfg.chunk_frames)
     else:
         frames = []
         for frame in iter_video(path):
@@ -43,10 +42,3 @@ def from_file(path: str | Path, cfg: StreamingT2VConfig) -> Base:
         return video.to(torch.float32)
 
     return base
-
-
-def _read_image(path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"{path} is no image that can be read")
-    return image[:, :, ::-1].copy()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from st2v_lib.errors import UserError
 from st2v_lib.evaluation.paper import STABILITY
 from st2v_lib.evaluation.statistics import interval, over_runs, paired_difference, verdict
 from st2v_lib.evaluation.tables import NOT_RUN, Group, groups, markdown, plain, show
@@ -204,7 +205,10 @@ def pictures_of(group: Group, arm: str, kind: str, video: int | None = None) -> 
 def _read(path: Path):
     import cv2
 
-    return cv2.imread(str(path))[..., ::-1]
+    picture = cv2.imread(str(path))
+    if picture is None:
+        raise UserError(f"{path} is missing or damaged; a result file names it: get it back, or run the suite again")
+    return picture[..., ::-1]
 
 
 def _figure(rows: int, columns: int, width: float, height: float):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable
@@ -29,9 +30,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from st2v_lib.blending import NAIVE
+from st2v_lib.checks import check_count
 from st2v_lib.config import MODELSCOPE, StreamingT2VConfig
 from st2v_lib.enhancer import enhance_video
-from st2v_lib.errors import InputError, OutputError
+from st2v_lib.errors import InputError, OutputError, UserError
 from st2v_lib.evaluation.paper import STABILITY
 from st2v_lib.evaluation.results import write_json
 from st2v_lib.loading import load
@@ -41,8 +43,9 @@ from st2v_lib.metrics.flow import flow_protocol, make_estimator
 from st2v_lib.metrics.mawe import SIZE
 from st2v_lib.metrics.table import measure
 from st2v_lib.sampling import chunk_generator
+from st2v_lib.session import config_hash
 from st2v_lib.stages import ENHANCER_NOISE
-from st2v_lib.video_io import read_video, to_uint8, write_video
+from st2v_lib.video_io import probe, read_video, to_uint8, write_video
 
 PROMPTS, FRAMES = 50, 240
 LOW_SECONDS, ALL_SECONDS = 340.0, 1610.0  # 240 frames on an A100, as the released code's page states
@@ -91,6 +94,8 @@ ROWS = {
 def run(args: argparse.Namespace) -> int:
     """Entry point of the command line."""
     results = Path(args.results or data_dir() / "results" / "paper")
+    check_count(args.frames, "--frames", 16)
+    check_count(args.seed, "--seed", 0)
     if args.row == "table":
         print(draw(results))
         return 0
@@ -130,8 +135,8 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     try:
         prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
     if not prompts:
         raise InputError(f"{path} has no prompt in it; write one a line")
     return prompts
@@ -164,10 +169,20 @@ def flow_note(flow: str) -> str:
 def make(
     pipe, row: Row, prompt: str, index: int, frames: int, seed: int, out: Path, clip: tuple | None, flow: str
 ) -> dict[str, Any]:
-    """One video, made unless its file is there, and its metrics; those of its first frames under ``"stability"``."""
+    """One video, made unless its file is there, and its metrics; those of its first frames under ``"stability"``.
+
+    Raises:
+        InputError: for a file that is there and was made in another way.
+    """
     path = out / f"{index:03d}.mp4"
+    about = {
+        "prompt": prompt, "seed": seed + index, "frames": frames, "enhance": row.enhance,
+        "config_sha256": config_hash(pipe.cfg),
+    }  # fmt: skip
     if not path.exists():
-        write_video(path, _video(pipe, row, prompt, frames, seed + index), fps=pipe.cfg.fps)
+        write_video(path, _video(pipe, row, prompt, frames, seed + index), fps=pipe.cfg.fps, metadata=about)
+    elif probe(path)["metadata"] != about:
+        raise InputError(f"{path} is not the video that was asked for; name another --out, or remove it")
     prefixes = tuple(STABILITY) if row.stability else ()
     found = measure(read_video(path), prompt if clip else None, clip, flow, prefixes=prefixes)
     values = {name: result.value for name, result in found.items()}
@@ -201,9 +216,10 @@ def summary(args: argparse.Namespace, cfg: StreamingT2VConfig, row: Row, prompts
 
 
 def means(values: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each value that all of them have."""
+    """The mean of each value that all of them have, over those in which it is defined."""
     names = sorted(set.intersection(*(set(v) for v in values)))
-    return {name: statistics.fmean(v[name] for v in values) for name in names}
+    defined = {name: [v[name] for v in values if not math.isnan(v[name])] for name in names}
+    return {name: statistics.fmean(found) for name, found in defined.items() if found}
 
 
 def draw(results: Path) -> str:
@@ -213,8 +229,12 @@ def draw(results: Path) -> str:
         file = results / f"{name}.json"
         found, missing = {}, NOT_POSSIBLE if row.change is None else "not run"
         if row.change is not None and file.is_file():
-            found = json.loads(file.read_text())
-            flows.add(found.get("flow", {}).get("flow", "dis"))
+            try:
+                found = json.loads(file.read_text())
+                flows.add(found.get("flow", {}).get("flow", "dis"))
+                described(found)
+            except (ValueError, KeyError, AttributeError):
+                raise UserError(f"{file} is no result of st2v paper, or damaged; move it away") from None
         videos = described(found)
         lines.append(line(row.text, row.paper, found.get("mean"), missing, videos))
         for n, (mawe, clip) in STABILITY.items() if row.stability else ():

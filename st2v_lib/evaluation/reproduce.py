@@ -15,6 +15,7 @@ from st2v_lib.evaluation import figures, floors_table, paper
 from st2v_lib.evaluation.blending import LEVEL_ARMS, SWEEP_ARMS
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
+from st2v_lib.evaluation.results import write_bytes
 from st2v_lib.evaluation.table1 import table1
 from st2v_lib.evaluation.tables import Column, claims_text, differences, groups, learning_curve, table
 from st2v_lib.evaluation.waiting import not_run
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError(f"{out} cannot be written: {error.strerror}") from error
     for what in DRAW if args.what == "all" else (args.what,):
         text = DRAW[what](results, args.split, out)
-        (out / f"{what}.md").write_text(text)
+        write_bytes(out / f"{what}.md", text.encode())
         print(text)
     return 0
 

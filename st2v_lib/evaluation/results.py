@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from st2v_lib.errors import OutputError, UserError
+from st2v_lib.errors import OutputError, UserError, first_line
 
 
 class Run:
@@ -93,12 +93,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OutputError: when the place cannot be written.
     """
+    lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
+    videos = ",\n".join(json.dumps(plain(v), allow_nan=False, separators=(",", ":")) for v in content["videos"])
+    text = f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n'
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file that appears under its name only when it is whole.
+
+    Raises:
+        OutputError: when the place cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = json.dumps(plain({k: v for k, v in content.items() if k != "videos"}), allow_nan=False, indent=1)
-        videos = ",\n".join(json.dumps(plain(v), allow_nan=False, separators=(",", ":")) for v in content["videos"])
-        temporary.write_text(f'{lines.rstrip().removesuffix("}").rstrip()},\n "videos": [\n{videos}\n ]\n}}\n')
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -108,11 +118,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file, its videos with their values by name."""
-    content = json.loads(path.read_text())
-    names = content.pop("names")
-    for video in content["videos"]:
-        video["values"] = dict(zip(names, video["values"]))
+    """A result file, its videos with their values by name.
+
+    Raises:
+        UserError: for a file that is damaged, or none of ours.
+    """
+    try:
+        content = json.loads(path.read_text())
+        names = content.pop("names")
+        for video in content["videos"]:
+            video["values"] = dict(zip(names, video["values"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no result file, or damaged ({first_line(error)}); move it away") from None
     return content
 
 

@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from st2v_lib import __version__
 from st2v_lib.baselines import RIVALS
 from st2v_lib.config import StreamingT2VConfig
-from st2v_lib.errors import UserError
+from st2v_lib.errors import UserError, WeightsError
 from st2v_lib.evaluation.generate import base_chunks, video_seed
-from st2v_lib.evaluation.results import Run
+from st2v_lib.evaluation.results import Run, write_bytes
 from st2v_lib.evaluation.suite import Arm, Bench, Options, Scored, Suite
 from st2v_lib.loading import load
 from st2v_lib.manifest import MANIFEST, data_dir, sha256, weights_dir
@@ -80,8 +80,15 @@ def used(parts: Sequence[str], cfg: StreamingT2VConfig) -> list[str]:
 
 
 def unet_hash(folder: Path) -> str:
-    """The SHA-256 of the base model's weights."""
-    return sha256(next((folder / "unet").glob("*.safetensors")))
+    """The SHA-256 of the base model's weights.
+
+    Raises:
+        WeightsError: when there are none.
+    """
+    file = next((folder / "unet").glob("*.safetensors"), None)
+    if file is None:
+        raise WeightsError(f"no base model in {folder}, its unet/ holds no safetensors; name another with --weights")
+    return sha256(file)
 
 
 def made_with(device: str, batch: int, processes: int) -> dict[str, Any]:
@@ -281,13 +288,17 @@ def run_job(
 
 
 def save_pictures(run: Run, index: int, scored: Scored) -> dict[str, str]:
-    """Writes a video's pictures beside the result file; names by kind."""
+    """Writes a video's pictures beside the result file; names by kind.
+
+    Raises:
+        OutputError: when the place cannot be written.
+    """
     import cv2
 
     names = {}
     for kind, picture in scored.pictures.items():
         names[kind] = f"{run.path.stem}-{index}-{kind}.webp"
-        run.path.parent.mkdir(parents=True, exist_ok=True)
         bgr = np.ascontiguousarray(picture[..., ::-1])
-        cv2.imwrite(str(run.path.parent / names[kind]), bgr, [cv2.IMWRITE_WEBP_QUALITY, 90])  # a ninth of a PNG
+        webp = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, 90])[1].tobytes()  # a ninth of a PNG
+        write_bytes(run.path.parent / names[kind], webp)
     return names

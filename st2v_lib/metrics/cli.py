@@ -40,9 +40,10 @@ def run(args) -> int:
     Raises:
         UserError: anything the user can put right; the caller prints its message and exits with a code other than 0.
     """
-    clip = preprocess = truth = None
+    own, clip, preprocess, truth = getattr(args, "clip", None), None, None, None
+    if args.prompt is None and own is not None:
+        raise UserError("--clip scores the prompt: give --prompt, too")
     if args.prompt is not None:
-        own = getattr(args, "clip", None)
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             prompt = check_prompt(args.prompt) if own is None else args.prompt
@@ -85,7 +86,7 @@ def overlaps_of(frames: int, metadata: dict[str, Any], height: int) -> list[tupl
         height: of the video; another than the enhancer's means that stage 3 was left out, and nothing overlaps.
     """
     enhancer = (metadata.get("config") or {}).get("enhancer") or {}
-    if enhancer.get("size") != height:
+    if enhancer.get("size") != height or not {"chunk_frames", "overlap_frames"} <= set(enhancer):
         return []
     starts = chunk_starts(frames, enhancer["chunk_frames"], enhancer["overlap_frames"])
     widths = overlaps(starts, enhancer["chunk_frames"])

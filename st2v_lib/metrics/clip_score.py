@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from st2v_lib.errors import WeightsError
+from st2v_lib.errors import WeightsError, first_line
 from st2v_lib.metrics.base import MetricResult, mean
 from st2v_lib.video_io import as_frames, from_uint8
 
@@ -48,7 +48,7 @@ def load_clip(folder: str | os.PathLike) -> tuple[torch.nn.Module, Callable]:
         if all(part.is_dir() for part in parts):
             return _from_parts(*parts)
     except Exception as error:  # a damaged or foreign file makes many kinds
-        raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {first_line(error)}") from None
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -41,17 +41,24 @@ PHASES = tuple(SHARES)
 def run(args: argparse.Namespace) -> int:
     """Entry point of the command line; see ``st2v train --help``."""
     cfg = preset(args.preset)
+    is_arm = args.data is None and (args.source or args.clips is not None or args.phase not in (*PHASES, "all"))
+    given = {
+        "lr-scale": args.lr_scale != 1, "temporal-lr-scale": args.temporal_lr_scale != 1, "no-ema": args.no_ema,
+        "compile": args.compile, "budget": args.budget is not None,
+    }  # fmt: skip
+    if is_arm and (unused := [f"--{name}" for name, it_is in given.items() if it_is]):
+        raise UserError(f"arms of the fair tests are trained alike and have no use for {', '.join(unused)}")
     if args.lr_scale != 1 and (args.data is not None or args.phase not in (*PHASES, "all")):
         raise UserError("--lr-scale is for the phases of the tiny models, not for --data or the arms of the fair tests")
     if args.temporal_lr_scale != 1 and (args.data is not None or args.phase not in ("base", "all")):
         raise UserError("--temporal-lr-scale is for the tiny base alone: st2v train base")
-    if args.no_ema and args.data is None and args.phase not in (*PHASES, "all"):
-        raise UserError("--no-ema is not for the arms of the fair tests, which are trained alike")
     minutes = 9.0 if args.minutes is None else args.minutes
     numbers = {"batch-scale": args.batch_scale, "lr-scale": args.lr_scale, "temporal-lr-scale": args.temporal_lr_scale}
     for name, value in {"minutes": minutes, **numbers}.items():
         if not 0 < value < float("inf"):
             raise UserError(f"--{name} must be a positive number, got {value}")
+    if args.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"training takes --device auto, cpu or cuda, got {args.device!r}; accelerate launch spreads it")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for and there is none here; choose --device cpu")
     if args.data is not None:
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("only the tiny preset can be trained from the sprite world; others need --data FOLDER")
     out = Path(args.out or "runs/tiny")
     acc = common.accelerator(args.device)
-    if args.source or args.clips is not None or args.phase not in (*PHASES, "all"):
+    if is_arm:
         return rivals.run(args, cfg, acc)
     for phase, budget in budgets(args.budget, args.phase, minutes).items():
         options = {} if phase == "reader" else {"batch_scale": args.batch_scale}

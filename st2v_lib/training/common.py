@@ -24,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from st2v_lib.errors import OutputError
+from st2v_lib.errors import OutputError, WeightsError, first_line
 from st2v_lib.training.graphed import GraphedPass
 
 WARMUP_SHARE = 0.05
@@ -166,7 +166,11 @@ def fit(
     base_lr = [g["lr"] for g in optimizer.param_groups]
     state_file, step, seconds_before, average = run_dir / "state.pt", 0, 0.0, None
     if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes many kinds
+            why = f"{state_file} cannot be read ({first_line(error)})"
+            raise WeightsError(f"{why}; remove it to go on from the weights alone") from None
         step, seconds_before = state["step"], state["seconds"]
         same = len(state["optimizer"]["param_groups"]) == len(optimizer.param_groups)
         if same and state.get("names") == names:  # else other parts are trained now: go on from the weights alone

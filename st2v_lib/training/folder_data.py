@@ -67,12 +67,16 @@ def read_folder(folder: str | Path, length: int, fps: float) -> list[Clip]:
     folder, clips, problems = Path(folder), [], []
     if not (folder / CAPTIONS).is_file():
         raise InputError(f'{folder} has no {CAPTIONS}; one line a video: {{"file": "a.mp4", "caption": "a dog runs"}}')
-    for number, line in enumerate((folder / CAPTIONS).read_text().splitlines(), 1):
+    try:
+        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder / CAPTIONS} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            name, caption = entry["file"], entry["caption"].strip()
+            name, caption = entry["file"] + "", entry["caption"].strip()  # a text, or the line is refused
         except (ValueError, TypeError, KeyError, AttributeError):
             problems.append(f'line {number} is not {{"file": …, "caption": …}}')
             continue

@@ -28,7 +28,7 @@ from st2v_lib.world.render import render
 from st2v_lib.world.scene import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, SHAPES, SIZE_RANGE, Scene, sample_scene
 
 IGNORED_FROM = 0.15  # between this visible share and MIN_VISIBLE a sprite is neither asked for nor forbidden
-TWO_SHARE, EMPTY_SHARE, BLOB_SHARE, NOISE_SHARE = 0.3, 0.1, 0.15, 0.02
+TWO_SHARE, EMPTY_SHARE = 0.3, 0.1
 SPRITE_WEIGHTS = {"offset": 1.0, "shape": 1.0, "colour": 0.5, "pattern": 1.5, "size": 2.0, "shade": 2.0, "visible": 0.5}
 FRAME_WEIGHTS = {"background": 0.5, "background_colour": 0.5, "background_shade": 1.0, "pillar": 0.25}
 

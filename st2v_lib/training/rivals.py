@@ -141,7 +141,11 @@ def train_arm(
     if acc.is_main_process:
         for part in (*BASE, *arm.needs):
             if (source / part).is_dir() and not (out / part).is_dir():
-                shutil.copytree(source / part, out / part)
+                whole = out / f".{part}"
+                shutil.rmtree(whole, ignore_errors=True)
+                shutil.copytree(source / part, whole).rename(out / part)
+        if not arm.options.get("train_unet") and base_hash(out) != base_hash(source):
+            raise UserError(f"{out} holds an arm of another base than {source}; name another folder with --out")
     acc.wait_for_everyone()
     resumed = resume and (common.state_dir(out) / arm.phase / "state.pt").is_file()
     per_step = max(1, round(cam.BATCH * batch_scale)) * acc.num_processes
@@ -156,11 +160,16 @@ def train_arm(
             "clips_asked": clips, "steps": result["step"], "resumed": resumed, "seconds": round(result["seconds"]),
             "loss": result.get("loss"), "trained_parameters": result.get("trained_parameters"),
             "num_cond_frames": cfg.cam.num_cond_frames, "processes": acc.num_processes,
-            "base_sha256": sha256(next((source / "unet").glob("*.safetensors"))),
+            "base_sha256": base_hash(source),
             "source_manifest_sha256": sha256(source / MANIFEST) if (source / MANIFEST).is_file() else None,
         }  # fmt: skip
         (out / ARM_FILE).write_text(json.dumps(record, indent=1) + "\n")
     return result
+
+
+def base_hash(folder: Path) -> str | None:
+    """The SHA-256 of a folder's base model, if its weights are there."""
+    return next(map(sha256, (folder / "unet").glob("*.safetensors")), None)
 
 
 def prepare(phase: str, cfg: StreamingT2VConfig, unet, vae):
