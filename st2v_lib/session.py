@@ -60,6 +60,7 @@ from st2v_lib.wavefront import EnhancerStream
 
 FORMAT = 1
 INIT = "video/init.mp4"
+LONGEST = 10_000  # characters of prompts in an mp4; ffmpeg is told them in one argument
 STEP = Generator[StepState, None, Any]
 
 
@@ -544,9 +545,12 @@ class Session:
     # ----------------------------------------------------------------------------------------------------------- video
 
     def metadata(self) -> dict[str, Any]:
-        """What the mp4 says about itself."""
+        """What the mp4 says about itself; a long schedule is in the session's plan alone."""
+        prompts = dict(self.plan.prompts)
+        if len(json.dumps(prompts)) > LONGEST:
+            prompts = {}
         return {
-            "prompt": self.plan.prompts[0][1], "prompts": dict(self.plan.prompts), "seed": self.header["seed"],
+            "prompt": self.plan.prompts[0][1][:LONGEST], "prompts": prompts, "seed": self.header["seed"],
             "chunk_frames": self.cfg.chunk_frames, "stride": self.stride, "config": self.header["config"],
             "config_sha256": self.header["config_sha256"], "weights_sha256": self.header["weights_sha256"],
             "versions": self.header["versions"],

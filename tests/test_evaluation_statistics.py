@@ -98,6 +98,9 @@ def test_a_run_resumes_and_merges(tmp_path):
     (result,) = read_results(tmp_path, "cam")
     values = values_of(result, "x")
     assert values[2] == 2.0 and math.isnan(values[3])
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(UserError, match="no result file, or damaged"):
+        read_results(tmp_path, "cam")
     assert read_results(tmp_path, "apm") == []
 
 

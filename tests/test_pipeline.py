@@ -67,6 +67,18 @@ def test_any_length_is_the_start_of_a_longer_one(pipe, long, length):
     assert short.state.chunk_index == 1 + -(-(length - 16) // 8)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_two_videos_are_enhanced_as_by_the_loop(changed, long, guidance_scale):
+    config = dataclasses.replace(changed.cfg.enhancer, guidance_scale=guidance_scale)
+    changed.cfg = changed.cfg.replace(enhancer=config)
+    both = torch.cat([long.low_res[:, :17], long.low_res[:, 17:34]])
+    texts = [changed.encode_text(text).repeat(2, 1, 1) for text in (PROMPT, "")]
+    noise = chunk_generator(3, ENHANCER_NOISE)
+    by_the_loop = enhance_video(both, changed.vae, changed.enhancer, *texts, config, noise)
+    streamed = torch.cat(list(changed.enhance(both, PROMPT, 3, progress=False)), dim=1)
+    assert (streamed - by_the_loop).abs().max() < 1e-3
+
+
 def test_a_short_video_is_enhanced_whole(pipe):
     out = pipe(PROMPT, num_frames=17, progress=False)
     assert out.frames.shape[1] == 17 and not torch.equal(out.frames[:, 0], out.frames[:, 16])

@@ -80,6 +80,15 @@ def test_a_row_in_miniature(prompts, tmp_path, random_weights, quick_config, mon
     stamps = [p.stat().st_mtime_ns for p in sorted((tmp_path / "v" / row).glob("*.mp4"))]
     assert len(stamps) == 2 and cli.main(argv) == 0
     assert stamps == [p.stat().st_mtime_ns for p in sorted((tmp_path / "v" / row).glob("*.mp4"))], "made once"
+    assert cli.main([*argv, "--seed", "7"]) == 2 and "not the video that was asked for" in capsys.readouterr().err
+
+
+def test_what_is_undefined_on_a_video_is_left_out_of_the_mean(tmp_path, capsys):
+    nan = float("nan")
+    assert paper_scale.means([{"a": 1.0, "b": nan}, {"a": nan, "b": nan}, {"a": 3.0, "b": nan}]) == {"a": 2.0}
+    (tmp_path / "table1.json").write_text("{")
+    assert cli.main(["paper", "table", "--results", str(tmp_path)]) == 2
+    assert "no result of st2v paper" in capsys.readouterr().err
 
 
 def test_stability_of_the_videos_of_table_1(prompts, tmp_path, random_weights, quick_config, monkeypatch, capsys):

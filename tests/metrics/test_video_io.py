@@ -17,6 +17,7 @@ from st2v_lib.video_io import (
     from_uint8,
     iter_video,
     probe,
+    read_image,
     read_video,
     setup_mediapy,
     to_uint8,
@@ -123,6 +124,19 @@ def test_folders_and_arrays(tmp_path):
     np.savez(tmp_path / "v.npz", video=v, other=np.zeros(3))
     for name in ("u8.npy", "float.npy", "v.npz"):
         np.testing.assert_array_equal(read_video(tmp_path / name), v)
+
+
+def test_images_that_cannot_be_read_and_a_colon_in_a_name(tmp_path, monkeypatch):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match="no png or jpg"):
+        list(iter_video(tmp_path))
+    (tmp_path / "b.png").touch()
+    for read in (lambda: list(iter_video(tmp_path)), lambda: read_image(tmp_path / "b.png")):
+        with pytest.raises(UserError, match="empty or damaged"):
+            read()
+    monkeypatch.chdir(tmp_path)
+    write_video("take:1.mp4", np.zeros((3, 16, 16, 3), np.uint8))
+    assert probe("take:1.mp4")["frames"] == len(read_video("take:1.mp4")) == 3
 
 
 def test_mediapy_finds_ffmpeg(tmp_path):

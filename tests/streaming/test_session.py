@@ -251,6 +251,13 @@ def test_another_config_or_other_weights_are_refused(pipe, stopped, tmp_path):
         old._refuse_config()
     finally:
         pipe.cfg = kept
+    header = json.loads((stopped / "session.json").read_text())
+    header.pop("sha256")
+    for newer in ({"format": 2}, {"limits": {**header["limits"], "a new one": 1}}, {"config": {"a new field": 1}}):
+        module.write_sealed(stopped / "session.json", header | newer)
+        with pytest.raises(SessionError, match="another version"):
+            Session.open(stopped, pipe)
+    module.write_sealed(stopped / "session.json", header)
     others = load("tiny", "cpu", write_micro(tmp_path / "data", seed=1) / "weights" / "tiny")
     with pytest.raises(SessionError, match="other weights"):
         Session.open(stopped, others)
@@ -451,6 +458,18 @@ def test_the_prompt_changes_while_it_runs_and_survives(pipe, whole, tmp_path):
     low = low_of(list(planned.run()))
     assert torch.equal(session.low_frames()[:, :FRAMES], low)
     assert torch.equal(low[:, :32], low_of(whole[1])[:, :32]) and not torch.equal(low[:, 32:], low_of(whole[1])[:, 32:])
+
+
+def test_a_schedule_of_thousands_of_prompts(pipe, tmp_path):
+    """An mp4 has no room for them; the plan has."""
+    prompts = {8 * i: (PROMPT, OTHER)[i % 2] for i in range(2600)}
+    session = Session.create(tmp_path / "s", pipe, prompts, None, SEED, enhance=False)
+    for _ in session.run():
+        if len(session.records) == 2:
+            session.stop()
+    session.write_video(tmp_path / "a.mp4")
+    assert probe(tmp_path / "a.mp4")["metadata"]["prompts"] == {}
+    assert len(Session.open(session.folder, pipe).plan.prompts) == 2600
 
 
 def test_wrong_changes_are_refused(pipe, whole, stopped):

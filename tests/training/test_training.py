@@ -139,8 +139,15 @@ def test_no_ema_reaches_every_phase_but_the_arms(tmp_path, monkeypatch, capsys):
     for extra in ([], ["--no-ema"]):
         assert command_line.main(["train", "base", "--device", "cpu", "--out", str(tmp_path / "w"), *extra]) == 0
     assert asked == [None, 0.0]
-    assert command_line.main(["train", "add_cond", "--device", "cpu", "--no-ema"]) == 2
-    assert "arms of the fair tests" in capsys.readouterr().err
+    for extra in (["--no-ema"], ["--compile"], ["--lr-scale", "0.1"], ["--budget", "base=1"]):
+        for arm in (["add_cond"], ["cam", "--clips", "8"]):
+            assert command_line.main(["train", *arm, "--device", "cpu", *extra]) == 2
+            shown = capsys.readouterr().err
+            assert "arms of the fair tests" in shown and extra[0] in shown
+    assert (
+        command_line.main(["train", "base", "--device", "cuda:1"]) == 2
+        and "auto, cpu or cuda" in capsys.readouterr().err
+    )
 
 
 def test_arms_tell_whether_they_were_resumed(tmp_path, small, random_weights, acc):
@@ -149,6 +156,12 @@ def test_arms_tell_whether_they_were_resumed(tmp_path, small, random_weights, ac
         rivals.train_arm("cam", TINY, source, out, acc, 5, clips, resume=resume)
         record = json.loads((out / "arm.json").read_text())
         assert record["resumed"] is resumed and record["steps"] == clips
+    (tmp_path / "other" / "unet").mkdir(parents=True)
+    for part in ("vae", "text_encoder", "cam"):
+        (tmp_path / "other" / part).mkdir()
+    (tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"another base")
+    with pytest.raises(UserError, match="an arm of another base"):
+        rivals.train_arm("cam", TINY, tmp_path / "other", out, acc, 5, 1)
 
 
 class Draw(Line):
