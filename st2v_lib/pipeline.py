@@ -244,7 +244,7 @@ class StreamingT2VPipeline(DiffusionPipeline):
             end = num_frames + (0 if state is None else next_frame(state, models, self.cfg))
         prompt_at = prompt_schedule(prompt, self.cfg, end)
         chunk_shape = (1, self.cfg.chunk_frames, 3, size, size)
-        if isinstance(first_chunk, Tensor):
+        if first_chunk is not None and not callable(first_chunk):
             check_frames(first_chunk, "first_chunk", chunk_shape)
         if anchor is not None:
             check_frames(anchor, "anchor", (1, None, 3, size, size))

@@ -16,7 +16,6 @@ from PIL import Image
 from st2v_lib import notebook
 from st2v_lib.errors import InputError
 from st2v_lib.metrics.mawe import mawe_of
-from st2v_lib.metrics.scene_cuts import scene_cuts
 from st2v_lib.notebook import checks, repository, setup, show
 
 
@@ -141,7 +140,6 @@ RIGHT = {
     "xt_slice": lambda v, row: v[:, row],
     "warp_error": right_warp_error,
     "mawe": right_mawe,
-    "scuts": lambda v, shortest: scene_cuts(v, min_scene_len=shortest).value,
 }
 
 
@@ -159,8 +157,6 @@ WRONG = [
     ("mawe", lambda e, m, f: right_mawe(e, m, f) * 9.5, "factor 9.5"),
     ("mawe", lambda e, m, f: np.mean(e / (9.5 * m)), "left out before"),
     ("mawe", lambda e, m, f: np.nan_to_num(right_mawe(e, m, f)), "return nan"),
-    ("scuts", lambda v, shortest: scene_cuts(v).value, "handed on"),
-    ("scuts", lambda v, shortest: scene_cuts(v, min_scene_len=shortest).value + 1, "one fewer"),
     ("mawe", lambda e, m, f: None, "return"),
 ]
 

@@ -247,6 +247,10 @@ def evaluate(
     state.wait_for_everyone()  # the lists are made before anything is written
     if only_estimate:
         return []
+    if jobs:
+        tried = results / suite.name / f".write.{state.process_index}"  # better to know now than after a batch
+        write_bytes(tried, b"")
+        tried.unlink()
     meta = made_with(str(state.device), batch, state.num_processes)
     mine = jobs[state.process_index :: state.num_processes]
     for job in tqdm(mine, suite.name, unit="batch", disable=not (state.is_main_process and mine)):

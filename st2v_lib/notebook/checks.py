@@ -204,31 +204,3 @@ def check_mawe(fn: Callable) -> None:
             hint = "when every pair is nearly static there is no answer: return nan, not 0"
         compare("MAWE", got, want, hint)
     passed("mawe")
-
-
-@checker
-def check_scuts(fn: Callable) -> None:
-    """``fn(video, min_scene_len)``: number of hard cuts, as the AdaptiveDetector counts them, of ``uint8 f h w c``."""
-    from st2v_lib.metrics.scene_cuts import scene_cuts
-
-    for stride in (8, 16, 20):
-        video = shots(stride, 5, seed=stride)
-        for shortest in (15, 1):
-            want = scene_cuts(video, min_scene_len=shortest).value
-            got = call(fn, video, shortest)
-            hint = f"cuts every {stride} frames, min_scene_len {shortest}: is the parameter handed on to the detector?"
-            if float(got) == want + 1:
-                hint = "you count scenes; cuts are one fewer"
-            compare("SCuts", float(got), want, hint)
-    passed("scuts")
-
-
-def shots(stride: int, count: int, size: int = 64, seed: int = 0) -> np.ndarray:
-    """``count`` shots of ``stride`` frames, each in a colour of its own with a bar that moves; ``uint8 f h w c``."""
-    rng = np.random.default_rng(seed)
-    colours = np.array([(220, 40, 40), (40, 60, 220), (60, 200, 60), (230, 210, 40)], np.uint8)
-    video = np.repeat(colours[np.arange(count) % 4], stride, axis=0)[:, None, None].repeat(size, 1).repeat(size, 2)
-    start = rng.integers(0, size // 2)
-    for t, frame in enumerate(video):
-        frame[:, (start + t) % (size - 6) :][:, :6] = 250
-    return video

@@ -196,11 +196,6 @@ def _paths_of_kind(kind: str, sprites: Sequence[Sprite], t: torch.Tensor) -> tor
     return torch.stack([x, y], -1)
 
 
-def velocities(sprite: Sprite, frames: torch.Tensor) -> torch.Tensor:
-    """Displacement from each frame to the next, ``(f, 2)`` in frame widths."""
-    return positions(sprite, frames + 1) - positions(sprite, frames)
-
-
 def sample_scene(seed: int, index: int, split: str = "train", **fixed: object) -> Scene:
     """Scene number ``index`` of a stream; the same arguments give the same scene on every machine.
 

@@ -90,6 +90,7 @@ def test_branch_and_schedule(stream, whole, tmp_path):
         ([PROMPT, "--at", 3], "belongs to --branch"),
         ([PROMPT, "--resume", "d"], "PROMPT cannot be given with --resume"),
         (["--resume", "d", "--steps", 3], "--steps cannot be given"),
+        (["--resume", "d", "--seed", 0], "--seed cannot be given"),
         (["--resume", "d", "--branch", "d"], "not both"),
         (["--branch", "d"], "needs --at"),
         ([PROMPT, "--eta", 1.0], "choose sampler"),
