@@ -259,11 +259,12 @@ def _fetched(item: Plan) -> Path:
         return Path(item.place)
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            item.place, revision=item.revision, allow_patterns=list(item.files), local_files_only=is_offline()
-        )
-    )
+    options = dict(revision=item.revision, allow_patterns=list(item.files), local_files_only=is_offline())
+    try:
+        return Path(snapshot_download(item.place, **options))
+    except Exception as error:  # the network, the disk, the hub: many kinds
+        kept = "what has come already is kept, so call it again"
+        raise WeightsError(f"{item.place} could not be fetched: {first_line(error)}; {kept}") from error
 
 
 def _resave(name: str, source: Path, target: Path) -> None:
