@@ -60,7 +60,7 @@ def cam_diagram():
     axis.text(6.45, 1.72, "keys, values", fontsize=7.5, color="#2a5fa8", ha="center")
     _arrow(axis, (6.02, 3.3), (6.38, 2.95), "#b0560c", bend=-0.2)
     _arrow(axis, (3.2, 3.9), (7.3, 3.18), "#b0560c", bend=-0.32)
-    axis.text(4.2, 4.2, "skips: queries", fontsize=7.5, color="#b0560c", ha="center")
+    axis.text(5.2, 4.03, "skips: queries", fontsize=7.5, color="#b0560c", ha="center")
     _arrow(axis, (8.22, 2.8), (8.58, 3.2), "#b0560c", bend=-0.2)
     return show_figure(fig)
 

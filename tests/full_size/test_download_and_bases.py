@@ -20,7 +20,7 @@ from st2v_lib.bases import fit, separate_unet
 from st2v_lib.bases.diffusers_pipeline import from_diffusers
 from st2v_lib.bases.own_frames import from_file
 from st2v_lib.config import TINY, VaeConfig
-from st2v_lib.errors import InputError, OutputError, WeightsError
+from st2v_lib.errors import InputError, OutputError, UserError, WeightsError
 from st2v_lib.loading import load
 from st2v_lib.pipeline import StreamingT2VPipeline
 from st2v_lib.video_io import write_video
@@ -233,7 +233,7 @@ def test_own_video_and_image(tmp_path):
     with pytest.raises(InputError, match="has 9 frames; the first chunk needs 16"):
         from_file(tmp_path / "short.mp4", TINY)
     (tmp_path / "bad.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="no image"):
+    with pytest.raises(UserError, match="empty or damaged"):
         from_file(tmp_path / "bad.png", TINY)
     with pytest.raises(InputError, match="needs 16 frames, got 3"):
         fit(torch.zeros(1, 3, 3, 64, 64), TINY)
