@@ -131,6 +131,15 @@ def test_alpha_0_is_compared_with_apm_of_the_same_seed(tmp_path):
     assert "less apm, same videos" in text and "-100 % [-100, -100] (worse)" in text
 
 
+def test_whose_pattern_returns_with_a_wrong_anchor(tmp_path):
+    write(tmp_path, "apm-anchors", "first_frame", {"pattern_kept": [1.0] * 4}, frames=72)
+    assert "anchor of another video" not in reproduce.table_apm(tmp_path, "test", tmp_path)
+    values = {"pattern_kept": [0.0, 1.0, 0.0, None], "wrong_pattern_kept": [1.0, 0.0, None, None]}
+    write(tmp_path, "apm-anchors", "wrong_video", values, frames=72)
+    said = reproduce.table_apm(tmp_path, "test", tmp_path).splitlines()[-1]
+    assert "its own pattern in 33.3 %" in said and "of 3 cases" in said and "50.0 %" in said and said.endswith("of 2.")
+
+
 def test_shipped_cam_stands_in_for_the_trained_one(tmp_path):
     for arm, bend in (("cam-shipped", 1.0), ("none", 3.0)):
         write(tmp_path, "cam", arm, {"seam_bend": [bend] * 8})

@@ -16,8 +16,9 @@ from st2v_lib.evaluation.blending import LEVEL_ARMS, SWEEP_ARMS
 from st2v_lib.evaluation.hyperparameters import table12
 from st2v_lib.evaluation.overview import overview
 from st2v_lib.evaluation.results import write_bytes
+from st2v_lib.evaluation.statistics import interval
 from st2v_lib.evaluation.table1 import table1
-from st2v_lib.evaluation.tables import Column, claims_text, differences, groups, learning_curve, table
+from st2v_lib.evaluation.tables import Column, Group, claims_text, differences, groups, learning_curve, show, table
 from st2v_lib.evaluation.waiting import not_run
 from st2v_lib.manifest import data_dir
 
@@ -117,10 +118,23 @@ def table_apm(results: Path, split: str, out: Path) -> str:
         "apm-anchors": (("first_frame", "hidden_frame", "mean_of_8", "wrong_video"), "first_frame"),
     }
     text = tables_of("table-apm", suites, APM_COLUMNS, beside, results, split)
+    text += "".join(whose_pattern(group) for group in groups(results, "apm-anchors", split))
     for group in groups(results, "apm", split):
         found = differences(group, ("apm_alpha0",), APM_COLUMNS, "apm")
         text += f"\n### α = 0 at inference, on the weights of `apm`: {group.title}\n{found}" if found else ""
     return text
+
+
+def whose_pattern(group: Group) -> str:
+    """With the anchor of another video: the shares in which the sprite's own pattern returns, and that video's."""
+    if "wrong_video" not in group.rows:
+        return ""
+    names = ("pattern_kept", "wrong_pattern_kept")
+    own, its = (interval(list(group.values("wrong_video", name).values()), True) for name in names)
+    return (
+        f"\nWith the anchor of another video what returns has its own pattern in {show(own, True)} of {own.n} cases, "
+        f"and the anchor's in {show(its, True)} of {its.n}.\n"
+    )
 
 
 def table_long(results: Path, split: str, out: Path) -> str:
