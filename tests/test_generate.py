@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from streaming.micro import write_micro
 
 from st2v_lib import cli, generate_cli
 from st2v_lib.loading import load, write_index
@@ -161,9 +162,8 @@ def options(frames, demo=None):
     return argparse.Namespace(frames=frames, seed=3, chunk_batch=1, demo=demo)
 
 
-def test_both_videos_are_those_of_a_call(random_weights, quick_config):
-    pipe = load("tiny", "cpu", random_weights / "weights" / "tiny")
-    pipe.cfg = quick_config
+def test_both_videos_are_those_of_a_call(tmp_path):
+    pipe = load("tiny", "cpu", write_micro(tmp_path / "data") / "weights" / "tiny")
     whole, low, high = pipe(PROMPT, 33, seed=3, progress=False), Writer(), Writer()
     video, _ = generate_cli._make(pipe, PROMPT, options(33, "demo"), {}, [low], [high])
     assert np.array_equal(np.concatenate(low.frames), to_uint8(whole.low_res[0]))
