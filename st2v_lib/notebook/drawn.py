@@ -21,7 +21,7 @@ import numpy as np
 
 from st2v_lib.notebook.show import in_colours
 
-PICTURE_BYTES, SHOWN_WIDTH = 32_000, 900
+PICTURE_BYTES, SHOWN_WIDTH = 25_000, 900
 
 
 class Drawn:
