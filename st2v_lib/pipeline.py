@@ -30,7 +30,7 @@ from transformers import (
 
 from st2v_lib.apm import Apm, preprocess_for_clip
 from st2v_lib.backbone import PatchedAutoencoderKL, StreamingUNet
-from st2v_lib.baselines import rival_of
+from st2v_lib.baselines import parts_of, rival_of
 from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
 from st2v_lib.bases import Base
 from st2v_lib.bases.separate_unet import SAMPLING, separate_unet
@@ -347,14 +347,14 @@ class StreamingT2VPipeline(DiffusionPipeline):
         """The networks of stage 2 as the plain loops of ``streaming`` take them, with what ``cfg`` switches on."""
         if self.cfg.anchor not in ("first", "last"):
             raise InputError(f"anchor: expected 'first' or 'last', got {self.cfg.anchor!r}")
-        cam = None
-        if self.cfg.cam is not None and self.cfg.conditioning != "none":
-            cam = self.cam if self.cfg.conditioning == "cam" else rival_of(self, self.cfg.conditioning)
+        cam, (memory, replacement) = None, parts_of(self.cfg.conditioning)
+        if self.cfg.cam is not None and memory != "none":
+            cam = self.cam if memory == "cam" else rival_of(self, memory)
         apm = self.apm if self.cfg.apm is not None else None
         follow = anchor_on_last_frame if self.cfg.anchor == "last" else None
         scheduler, device = scheduler or self.scheduler, self._execution_device
         null = self.cfg.null_pixel
-        return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow, null)
+        return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow, null, replacement)
 
     @contextlib.contextmanager
     def bar(self, progress: bool | tqdm = True, total: int | None = None) -> Iterator[tqdm]:

@@ -224,6 +224,7 @@ def denoise_steps(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
     variance_noise: Tensor | None = None,
+    given: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[StepState]:
     """Denoises one chunk and yields after each step; the last step's latents are clean.
 
@@ -237,6 +238,7 @@ def denoise_steps(
         generator: a CPU generator; each stochastic step draws one noise, also the last, for frames flattened as
             ``(b f) c h w``.
         variance_noise: these noises instead, ``steps (b f) c h w``.
+        given: changes the noisy latents before each step (``baselines.replacement``).
     """
     b, c, f, h, w = latents.shape
     scheduler = copy.deepcopy(scheduler)
@@ -244,6 +246,8 @@ def denoise_steps(
     takes, noisy = inspect.signature(scheduler.step).parameters, adds_noise(scheduler, eta)
     x = latents * scheduler.init_noise_sigma
     for i, (t, there) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(x.device))):
+        if given is not None:
+            x = given(x, there)
         prediction = guided(predict, scheduler.scale_model_input(x, t), there, contexts)
         extra = {}
         if "eta" in takes:

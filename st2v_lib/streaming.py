@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from st2v_lib.apm import Apm
-from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, vae_downscale
+from st2v_lib.backbone import StreamingUNet, check_video, decode_latents, encode_frames, vae_downscale
+from st2v_lib.baselines.replacement import replacing
 from st2v_lib.baselines.rival import Rival
 from st2v_lib.cam import Cam
 from st2v_lib.config import SamplingConfig
@@ -40,6 +41,7 @@ class Models:
         device: where to compute; ``None`` for where the UNet is, which is elsewhere while it is off-loaded.
         follow: changes the state after each chunk (``baselines.last_frame_clip``); ``None`` leaves it.
         null_pixel: value of the image that stands for no anchor.
+        replacement: paste the carried frames into the latents as well (``baselines.replacement``).
     """
 
     unet: StreamingUNet
@@ -51,6 +53,7 @@ class Models:
     device: torch.device | None = None
     follow: Callable[[Models, StreamState], StreamState] | None = None
     null_pixel: float = 0.0
+    replacement: bool = False
 
     def attach(self) -> None:
         """Wires CAM and APM into the UNet; cheap, and done before each chunk, so models may share a UNet."""
@@ -164,6 +167,10 @@ def chunk_steps(
     contexts = Contexts(
         text.to(device), null_text.to(device), *anchors, sampling.guidance_scale, sampling.anchor_guidance_scale
     )
+    given = None
+    if models.replacement:
+        known = encode_frames(models.vae, cond, decode_batch).float()
+        given = replacing(known, noise.to(device), models.scheduler.alphas_cumprod)
     for step in denoise_steps(
         predict,
         models.scheduler,
@@ -173,6 +180,7 @@ def chunk_steps(
         sampling.eta,
         generator,
         variance_noise,
+        given,
     ):
         yield step
     kept = step.latents[:, :, min(n, state.chunk_frames - n) :]  # of the carried frames only what is carried on again

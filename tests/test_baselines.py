@@ -12,10 +12,12 @@ from st2v_lib.baselines.add_cond import AddCond
 from st2v_lib.baselines.concat_cond import ConcCond
 from st2v_lib.baselines.last_frame_clip import anchor_on_last_frame
 from st2v_lib.baselines.placed_cam import PlacedCam
+from st2v_lib.baselines.replacement import replacing
 from st2v_lib.baselines.rival import masked
 from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.loading import load
+from st2v_lib.sampling import Contexts, denoise_steps, make_scheduler
 from st2v_lib.streaming import start_stream
 from st2v_lib.training.cam import CamStep
 
@@ -180,6 +182,42 @@ def test_every_arm_runs_in_the_pipeline_from_the_same_first_chunk(armed):
         assert torch.equal(videos[a][:, :16], videos["none"][:, :16])
         for b in videos:
             assert a == b or not torch.equal(videos[a][:, 16:], videos[b][:, 16:]), (a, b)
+
+
+def test_replacement_needs_no_network_and_goes_with_any(armed):
+    for name, network, pasted in (
+        ("replacement", "none", True), ("cam+replacement", "cam", True), ("add_cond+replacement", "add_cond", True),
+        ("cam", "cam", False), ("none", "none", False),
+    ):  # fmt: skip
+        assert baselines.parts_of(name) == (network, pasted)
+        before, armed.cfg = armed.cfg, armed.cfg.replace(conditioning=name)
+        models, armed.cfg = armed.models(), before
+        assert (models.cam is None, models.replacement) == (network == "none", pasted)
+    with pytest.raises(errors.InputError, match="'cam\\+magic' is unknown; choose one of: .*cam\\+replacement"):
+        low_res(armed, 24, conditioning="cam+magic")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "sde-dpm++"])
+def test_replaced_frames_are_noised_to_the_level_of_each_step(sampler):
+    generator = torch.Generator().manual_seed(0)
+    known, noise = torch.randn(2, 4, 3, 2, 2, generator=generator), torch.randn(2, 4, 8, 2, 2, generator=generator)
+    scheduler, reference = (make_scheduler(TINY.scheduler, name) for name in (sampler, "ddim"))
+    seen = []
+
+    def predict(latents, timestep, tokens):
+        seen.append((int(timestep), latents))
+        return torch.zeros_like(latents)
+
+    text = torch.zeros(2, 1, 1)
+    given = replacing(known, noise, scheduler.alphas_cumprod)
+    noises = torch.zeros(4, 16, 4, 2, 2)
+    steps = list(denoise_steps(predict, scheduler, noise, Contexts(text, text, scale=1), 4, 0.0, None, noises, given))
+    free = list(denoise_steps(predict, scheduler, noise, Contexts(text, text, scale=1), 4, 0.0, None, noises))
+    assert torch.equal(steps[-1].latents[:, :, 3:], free[-1].latents[:, :, 3:]), "other frames are not touched"
+    assert len(seen) == 8
+    for timestep, latents in seen[:4]:
+        expected = reference.add_noise(known, noise[:, :, :3], torch.full((2,), timestep))
+        torch.testing.assert_close(latents[:, :, :3], expected, rtol=0, atol=1e-3)  # dpm++ has no exact zero SNR
 
 
 def test_last_frame_anchor(armed):

@@ -289,6 +289,7 @@ def test_a_run_depends_on_the_parts_that_it_uses():
     assert used(parts, cfg.replace(apm=None)) == ["unet", "cam", "reader"]
     assert used(parts, cfg.replace(apm=None, conditioning="none")) == ["unet", "reader"]
     assert used(parts, cfg.replace(conditioning="add_cond")) == ["unet", "apm", "add_cond", "reader"]
+    assert used(parts, cfg.replace(apm=None, conditioning="cam+replacement")) == ["unet", "cam", "reader"]
 
 
 def test_arms_without_weights_and_of_other_bases_are_refused(folder, tmp_path):

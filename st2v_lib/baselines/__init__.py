@@ -11,6 +11,8 @@ looked for when a rival is first used.
 | ``"add_cond"`` | ``add_cond.py`` | Add-Cond; additive fusion as in SparseCtrl |
 | ``"placed_cam"`` | ``placed_cam.py`` | CAM without the look-up: told which past frame a carried one repeats |
 | ``"cam"`` | ``st2v_lib/cam.py`` | the paper's |
+| ``"replacement"`` | ``replacement.py`` | no training: carried frames are pasted in, noised to each step's level |
+| ``"cam+replacement"`` | the same | CAM, or a rival in its place, and the paste as well |
 
 ``cfg.replace(anchor="last")`` (``last_frame_clip.py``) is last-frame CLIP conditioning in place of the fixed anchor.
 ``free_noise.py`` does not stream: it makes all frames at once from the noise of one chunk.
@@ -30,7 +32,13 @@ RIVALS = {
     "add_cond": ("st2v_lib.baselines.add_cond", "AddCond"),
     "placed_cam": ("st2v_lib.baselines.placed_cam", "PlacedCam"),
 }
-CONDITIONINGS = ("none", "cam", *RIVALS)
+CONDITIONINGS = ("none", "cam", *RIVALS, "replacement", "cam+replacement")
+
+
+def parts_of(conditioning: str) -> tuple[str, bool]:
+    """The network that ``cfg.conditioning`` names, ``"none"`` for none, and whether carried frames are replaced."""
+    network, _, last = conditioning.rpartition("+")
+    return (network or "none", True) if last == "replacement" else (conditioning, False)
 
 
 def rival_class(name: str) -> type:

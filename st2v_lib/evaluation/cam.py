@@ -42,6 +42,8 @@ STREAM = 8
 ARMS = (
     Arm("none", {"conditioning": "none", "apm": None}),
     Arm("cam-shipped", {"apm": None}),
+    Arm("replacement", {"conditioning": "replacement", "apm": None}),
+    Arm("cam-shipped-replacement", {"conditioning": "cam+replacement", "apm": None}),
     Arm("full-shipped"),
     Arm("rendering", how={"source": "rendering"}),
 )

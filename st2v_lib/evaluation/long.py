@@ -1,8 +1,8 @@
 """Long videos from prompts: what is still as captioned at the end, what is lost, what drifts, whether it moves.
 
 Arms: the shipped memories; the same without APM; with the last frame as the anchor (the rivals' CLIP conditioning),
-where errors may add up; independent chunks; FreeNoise, all frames at once from the noise of one chunk; and true
-renderings of the same length, which bound every score.
+where errors may add up; independent chunks; FreeNoise, all frames at once from the noise of one chunk; the shipped
+memories with carried frames pasted in as well; and true renderings of the same length, which bound every score.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ ARMS = (
     Arm("full"), Arm("rendering", how={"source": "rendering"}), Arm("no_apm", {"apm": None}),
     Arm("last_frame_clip", {"anchor": "last"}), Arm("none", {"conditioning": "none", "apm": None}),
     Arm("free_noise", {"conditioning": "none", "apm": None}, how={"source": "free_noise"}),
+    Arm("full-replacement", {"conditioning": "cam+replacement"}),
 )  # fmt: skip
 GUIDANCE_ARMS = tuple(Arm(f"guidance{g:g}", sampling={"guidance_scale": g}) for g in (1.0, 1.5, 2.0, 3.0, 5.0, 7.5))
 SAMPLER_ARMS = tuple(

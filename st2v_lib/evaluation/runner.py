@@ -24,7 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from st2v_lib import __version__
-from st2v_lib.baselines import RIVALS
+from st2v_lib.baselines import RIVALS, parts_of
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import UserError, WeightsError
 from st2v_lib.evaluation.generate import base_chunks, video_seed
@@ -75,7 +75,7 @@ def weights_hash(folder: Path, parts: Sequence[str]) -> str:
 
 def used(parts: Sequence[str], cfg: StreamingT2VConfig) -> list[str]:
     """Those of the suite's components that an arm of this config runs: a new APM leaves arms without it alone."""
-    idle = {"cam", *RIVALS} - {cfg.conditioning} | ({"apm"} if cfg.apm is None else set())
+    idle = {"cam", *RIVALS} - {parts_of(cfg.conditioning)[0]} | ({"apm"} if cfg.apm is None else set())
     return [part for part in parts if part not in idle]
 
 

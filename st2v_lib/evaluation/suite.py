@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st2v_lib.baselines import RIVALS
+from st2v_lib.baselines import RIVALS, parts_of
 from st2v_lib.config import StreamingT2VConfig
 from st2v_lib.errors import UserError
 from st2v_lib.evaluation.cases import Case
@@ -176,7 +176,7 @@ class Suite:
 
 def stage_2_calls(options: Options, frames: int, cfg: StreamingT2VConfig) -> float:
     """Chunks of stage 2 for one video of that length."""
-    carried = cfg.cam.num_cond_frames if cfg.cam and cfg.conditioning != "none" else cfg.chunk_frames // 2
+    carried = cfg.cam.num_cond_frames if cfg.cam and parts_of(cfg.conditioning)[0] != "none" else cfg.chunk_frames // 2
     return max(0, frames - cfg.chunk_frames) / (cfg.chunk_frames - carried)
 
 
