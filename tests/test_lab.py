@@ -78,6 +78,8 @@ def test_the_snippet_makes_the_state_again(state, monkeypatch):
 def test_the_snippet_names_the_config_of_a_pipeline():
     assert snippet(LabState()).endswith('pipe.cfg.replace(apm=None, conditioning="none")')
     assert 'replace(anchor="last")' in snippet(LabState(changes={"apm": "last"}))
+    assert 'replace(conditioning="cam+replacement")' in snippet(LabState(changes={"paste": "on"}))
+    assert 'conditioning="replacement")' in snippet(LabState(Arm(conditioning="none", apm="off"), {"paste": "on"}))
     assert "pipe.cfg" not in snippet(LabState(changes={"steps": 3}))
     rival = snippet(LabState(changes={"conditioning": "add_cond", "apm": "off"}))
     assert "pipe.cfg" not in rival and "arms/add_cond" in rival
@@ -154,6 +156,8 @@ PAIRS = {
     "no APM": {"apm": "off"},
     "grey anchor": {"apm": "grey"},
     "last frame": {"apm": "last"},
+    "pasted": {"paste": "on"},
+    "pasted without memory": {"paste": "on", "conditioning": "none", "apm": "off"},
     "guidance": {"guidance": 1.0},
     "three branches": {"anchor_weight": 2.0},
     "no APM, other guidance": {"apm": "off", "guidance": 2.0},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from st2v_lib.baselines.replacement import replacing
 from st2v_lib.notebook.checks import call, checker, compare, passed
 
 
@@ -54,3 +55,27 @@ def check_add_injector(fn: Callable) -> None:
                 hint = "frame 0 is right, another frame is not: all first n frames get their own feature, no more"
         compare("additive injector", got, want.flatten(0, 1), hint)
     passed("add_injector")
+
+
+@checker
+def check_paste(fn: Callable) -> None:
+    """``fn(latents, known, noise, alpha)``: the latents ``b c f h w`` with their first n frames replaced.
+
+    These become the clean latents ``known`` (``b c n h w``), noised to ``alpha`` with the same frames of ``noise``:
+    sqrt(alpha) * known + sqrt(1 - alpha) * noise. The other frames stay as they are.
+    """
+    generator = torch.Generator().manual_seed(3)
+    for alpha, (b, c, f, n) in ((0.4, (1, 4, 16, 8)), (0.0, (2, 3, 16, 8)), (0.9, (2, 3, 6, 2))):
+        latents, noise = (torch.randn(b, c, f, 3, 2, generator=generator) for _ in range(2))
+        known = torch.randn(b, c, n, 3, 2, generator=generator)
+        want = replacing(known, noise, torch.tensor([alpha]))(latents, torch.tensor(0))
+        got, hint = call(fn, latents, known, noise, alpha), "frames come third: latents[:, :, :n]"
+        if torch.is_tensor(got) and got.shape == latents.shape:
+            if torch.allclose(got[:, :, :n], known):
+                hint = "pasted clean: the network expects all frames at the noise level of the step"
+            elif torch.allclose(got[:, :, :n], alpha * known + (1 - alpha) * noise[:, :, :n]):
+                hint = "alpha is a share of the variance: take roots"
+            elif torch.allclose(got[:, :, :n], want[:, :, :n]) and not torch.allclose(got, want):
+                hint = "the first n frames are right; the others should be as they were"
+        compare("pasted latents", got, want, hint)
+    passed("paste")

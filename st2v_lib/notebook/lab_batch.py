@@ -8,7 +8,7 @@ round-off. Stage 3 is here too, as a generator: ``enhancer.enhance_latents`` one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from st2v_lib.apm import apm_processors, holding
-from st2v_lib.backbone import StreamingUNet, decode_latents, vae_downscale
+from st2v_lib.backbone import StreamingUNet, decode_latents, encode_frames, vae_downscale
+from st2v_lib.baselines.replacement import replacing
 from st2v_lib.blending import NAIVE, blend, boundary_cut, chunk_starts, frame_noise, overlaps
 from st2v_lib.config import EnhancerConfig, SamplingConfig
 from st2v_lib.enhancer import Denoise, logsnr_cosine_interp, solver_steps, start_scale
@@ -126,6 +127,21 @@ def joint_predictor(unet: StreamingUNet, arms: Sequence[ArmChunk]) -> Predict:
     return predict
 
 
+def pasted_rows(arms: Sequence[ArmChunk], noise: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What ``denoise_steps`` is given where an arm's carried frames are pasted in; ``None`` where none's are."""
+    paste = {}
+    for i, (models, state) in enumerate((arm.models, arm.state) for arm in arms):
+        if models.replacement:
+            known = encode_frames(models.vae, state.cond)
+            paste[i] = replacing(known, noise[i : i + 1], models.scheduler.alphas_cumprod)
+
+    def given(latents: Tensor, timestep: Tensor) -> Tensor:
+        rows = enumerate(latents.split(1))
+        return torch.cat([paste[i](row, timestep) if i in paste else row for i, row in rows])
+
+    return given if paste else None
+
+
 @torch.no_grad()
 def joint_chunk(arms: Sequence[ArmChunk]) -> Generator[StepState, None, tuple[list[Tensor], list[StreamState]]]:
     """The next chunk of several videos in one batch, a denoising step at a time; noise as ``chunk_steps`` draws it.
@@ -144,7 +160,7 @@ def joint_chunk(arms: Sequence[ArmChunk]) -> Generator[StepState, None, tuple[li
     variance = step_noise(generators, first.models.scheduler, sampling, (f, channels, cells, cells), first.text)
     for step in denoise_steps(
         joint_predictor(unet, arms), first.models.scheduler, noise, row_contexts(arms),
-        sampling.num_inference_steps, sampling.eta, None, variance,
+        sampling.num_inference_steps, sampling.eta, None, variance, pasted_rows(arms, noise),
     ):  # fmt: skip
         yield step
     video = decode_latents(vae, step.latents).float()

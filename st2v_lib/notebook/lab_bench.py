@@ -93,8 +93,9 @@ def models_of(arm: Arm, bench: Bench) -> Models:
     pipe, (sampler, _) = bench.pipe, SAMPLERS[arm.sampler]
     follow = anchor_on_last_frame if arm.apm == "last" else None
     apm = None if arm.apm == "off" else pipe.apm
-    scheduler = make_scheduler(pipe.cfg.scheduler, sampler)
-    return Models(pipe.unet, pipe.vae, scheduler, bench.memory(arm.conditioning), apm, pipe.encode_image, None, follow)
+    scheduler, memory = make_scheduler(pipe.cfg.scheduler, sampler), bench.memory(arm.conditioning)
+    models = Models(pipe.unet, pipe.vae, scheduler, memory, apm, pipe.encode_image, None, follow)
+    return dataclasses.replace(models, replacement=arm.paste == "on")
 
 
 def sampling_of(arm: Arm) -> SamplingConfig:

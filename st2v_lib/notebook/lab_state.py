@@ -58,6 +58,10 @@ SWITCHES = {
         "long-term memory", "what APM keeps to: the first frame, the last one made, a grey picture, or nothing",
         2, "inference", ("first", "last", "grey", "off"),
     ),
+    "paste": Switch(
+        "pasted frames", "carried frames pasted into the chunk before each step, at its noise; not in the paper",
+        2, "inference", ("off", "on"),
+    ),
     "sampler": Switch("sampler", "the numerical method of denoising", 2, "inference", tuple(SAMPLERS)),
     "steps": Switch("steps", "denoising steps of each chunk", 2, "inference", low=1, high=50),
     "guidance": Switch("guidance", "weight of the prompt (1: none)", 2, "inference", low=0, high=15),
@@ -83,6 +87,7 @@ class Arm:
 
     conditioning: str = "cam"
     apm: str = "first"
+    paste: str = "off"
     sampler: str = "sde-dpm++"
     steps: int = 6
     guidance: float = 3.0
@@ -277,7 +282,10 @@ def snippet(state: LabState) -> str:
     if arm.conditioning not in ("cam", "none"):  # the lab alone looks for them
         return "\n".join([*_lines(state), f"result = run(state)  # its weights: arms/{arm.conditioning}"])
     config = [] if arm.apm in ("first", "grey") else ["apm=None" if arm.apm == "off" else 'anchor="last"']
-    config += [] if arm.conditioning == "cam" else [f'conditioning="{arm.conditioning}"']
+    memory = arm.conditioning
+    if arm.paste == "on":
+        memory = "replacement" if memory == "none" else f"{memory}+replacement"
+    config += [] if memory == "cam" else [f'conditioning="{memory}"']
     tail = [f"# the ablated memories in a pipeline: pipe.cfg = pipe.cfg.replace({', '.join(config)})"] if config else []
     return "\n".join([*_lines(state), "result = run(state)", *tail])
 

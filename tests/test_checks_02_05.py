@@ -1,9 +1,10 @@
-"""The checkers of notebooks 03 and 05 accept the right answer and name the likely mistake in a wrong one."""
+"""The checkers of notebooks 02, 03 and 05 accept the right answer and name the likely mistake in a wrong one."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from st2v_lib.notebook.checks_02 import check_paste
 from st2v_lib.notebook.checks_03 import check_gradients, check_mix
 from st2v_lib.notebook.checks_05 import check_bookkeeping, check_bytes, check_hand_over
 
@@ -11,6 +12,12 @@ from st2v_lib.notebook.checks_05 import check_bookkeeping, check_bytes, check_ha
 def mix(text, anchor, weight, bias, alpha, gate=F.silu, base=1):
     mixed = F.conv1d(torch.cat([text, anchor], dim=1), weight, bias, padding=1)
     return base * text + gate(alpha) * F.layer_norm(mixed, (text.shape[-1],))
+
+
+def paste(latents, known, noise, alpha, root=0.5, rest=None):
+    n = known.shape[2]
+    pasted = alpha**root * known + (1 - alpha) ** root * noise[:, :, :n]
+    return torch.cat([pasted, latents[:, :, n:] if rest is None else rest[:, :, n:]], dim=2)
 
 
 def slope(alpha):
@@ -33,6 +40,7 @@ def bookkeeping(asked, more=lambda n: -(-(n - 16) // 8)):
 @pytest.mark.parametrize(
     "check, right",
     [
+        (check_paste, paste),
         (check_mix, mix),
         (check_gradients, gradients),
         (check_bookkeeping, bookkeeping),
@@ -48,6 +56,10 @@ def test_the_right_answer_passes(check, right, capsys):
 @pytest.mark.parametrize(
     "check, wrong, lesson",
     [
+        (check_paste, lambda *a: paste(*a, root=1), "take roots"),
+        (check_paste, lambda x, known, noise, alpha: paste(x, known, noise, 1.0), "pasted clean"),
+        (check_paste, lambda *a: paste(*a, rest=a[2]), "as they were"),
+        (check_paste, lambda x, known, noise, alpha: x, "frames come third"),
         (check_mix, lambda *a: mix(*a, base=0), "text itself is missing"),
         (check_mix, lambda *a: mix(*a, gate=lambda x: x), "through SiLU first"),
         (check_mix, lambda *a: mix(*a, gate=torch.sigmoid), "open by a half"),
