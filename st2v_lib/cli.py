@@ -112,6 +112,10 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a chunk (default: the preset's)")
     parser.add_argument("--eta", type=float, help="noise that ddim adds at each step, 0 to 1 (default: the preset's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
+    parser.add_argument(
+        "--paste", action="store_true",
+        help="also paste carried frames into each chunk, as noisy as it is: smoother joints, not in the paper",
+    )  # fmt: skip
     parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
     parser.add_argument(
         "--chunk-batch", type=int, default=1, metavar="N", help="stage 3: chunks in a call (default: 1)"

@@ -71,6 +71,8 @@ def _run(args: argparse.Namespace) -> int:
         low_writers, writers = _open_writers(args, cfg.fps, prompt, files)
         start = time.perf_counter()
         pipe = load(args.preset, args.device, args.weights, memory=args.memory, dtype=DTYPES[args.dtype])
+        if args.paste:
+            pipe.cfg = pipe.cfg.replace(conditioning=f"{pipe.cfg.conditioning}+replacement")
         if writers and pipe.enhancer is None:
             raise WeightsError("these weights have no enhancer; add --no-enhance")
         print(f"{prompt!r}, {args.frames} frames, seed {args.seed} (weights loaded in {_since(start)})")

@@ -45,11 +45,12 @@ def generate(quick_data, monkeypatch):
 
 def test_low_resolution_file_with_metadata(generate, tmp_path, capsys):
     out = tmp_path / "new folder" / "circle.mp4"
-    assert generate("--frames", 17, "--seed", 5, "--out", out, "--no-enhance", "--steps", 3) == 0
+    assert generate("--frames", 17, "--seed", 5, "--out", out, "--no-enhance", "--steps", 3, "--paste") == 0
     info = probe(out)
     assert (info["frames"], info["width"], info["height"], info["fps"]) == (17, 64, 64, 8.0)
     assert (info["metadata"]["prompt"], info["metadata"]["seed"]) == (PROMPT, 5)
-    assert info["metadata"]["config"]["sampling"]["num_inference_steps"] == 3
+    config = info["metadata"]["config"]
+    assert (config["sampling"]["num_inference_steps"], config["conditioning"]) == (3, "cam+replacement")
     assert [path.name for path in out.parent.iterdir()] == ["circle.mp4"]
     printed = capsys.readouterr()
     assert "base chunk" in printed.out and "streaming" in printed.out and "enhancement" not in printed.out

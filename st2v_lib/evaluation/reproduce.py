@@ -35,8 +35,8 @@ CAM_COLUMNS = (
 )  # fmt: skip
 CURVES = tuple(c for c in CAM_COLUMNS if c.value in ("seam_bend", "overlap_psnr"))
 CAM_ARMS = (
-    "none", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed", "cam",
-    "cam_primed", "cam_guided", "placed_cam",
+    "none", "replacement", "concat_cond", "concat_cond_aligned", "add_cond", "add_cond_aligned", "add_cond_primed",
+    "cam", "cam_primed", "cam_guided", "placed_cam",
 )  # fmt: skip
 APM_COLUMNS = (
     Column("counts", "counts", 0, percent=True), Column("returned", "returned", 1, percent=True),
@@ -56,7 +56,7 @@ LONG_COLUMNS = (
     Column("drift_contrast_signed_share", "contrast drift", percent=True),
     Column("drift_contrast_abs_share", "contrast drift, size", -1, percent=True),
 )  # fmt: skip
-LONG_ARMS = ("full", "no_apm", "last_frame_clip", "none", "free_noise", "rendering")
+LONG_ARMS = ("full", "full-replacement", "no_apm", "last_frame_clip", "none", "free_noise", "rendering")
 BLENDING_COLUMNS = (
     Column("flow_deviation", "flow deviation, px", -1), Column("flow_deviation_over_true", "less the true one"),
     Column("psnr", "PSNR, dB", 1), Column("fine_energy", "fine energy over true"),
@@ -105,7 +105,8 @@ def table_cam(results: Path, split: str, out: Path) -> str:
     beside = {arm: f"SCuts {value:g}" for arm, value in paper.SCUTS.items()}
     suites = {"cam": (CAM_ARMS, "cam"), "cam-condition": (("as_it_is",), "as_it_is")}
     text = tables_of("table-cam", suites, CAM_COLUMNS, beside, results, split)
-    hidden = {"cam-hidden": (tuple(arm for arm in CAM_ARMS if not arm.endswith("_aligned")), "cam")}
+    trained = tuple(arm for arm in CAM_ARMS if arm != "replacement" and not arm.endswith("_aligned"))
+    hidden = {"cam-hidden": (trained, "cam")}
     text += tables_of("out of sight", hidden, HIDDEN_COLUMNS, {}, results, split)
     return text + "".join(learning_curve(groups(results, "cam", split), c) for c in CURVES)
 
