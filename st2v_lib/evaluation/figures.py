@@ -121,7 +121,9 @@ def fig4(results: Path, split: str, out: Path) -> str:
 
 def fig12(results: Path, split: str, out: Path) -> str:
     """x-t slices of CAM and its rivals, from the same first chunk."""
-    names = ("rendering", "cam", "cam-shipped", "concat_cond", "add_cond", "none")
+    names = (
+        "rendering", "cam", "cam-shipped", "cam-shipped-replacement", "concat_cond", "add_cond", "replacement", "none",
+    )  # fmt: skip
     return _pictures("fig12", "cam", {name: (name, "xt") for name in names}, results, split, out)
 
 
