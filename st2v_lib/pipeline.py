@@ -353,6 +353,11 @@ class StreamingT2VPipeline(DiffusionPipeline):
         apm = self.apm if self.cfg.apm is not None else None
         follow = anchor_on_last_frame if self.cfg.anchor == "last" else None
         scheduler, device = scheduler or self.scheduler, self._execution_device
+        if replacement and float(scheduler.init_noise_sigma) != 1:
+            raise InputError(
+                f"conditioning {self.cfg.conditioning!r} pastes frames noised as DDIM and DPM-Solver++ noise them, "
+                f"{type(scheduler).__name__} does it otherwise; choose another scheduler"
+            )
         null = self.cfg.null_pixel
         return Models(self.unet, self.vae, scheduler, cam, apm, self.encode_image, device, follow, null, replacement)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from st2v_lib import baselines, errors
@@ -193,6 +194,10 @@ def test_replacement_needs_no_network_and_goes_with_any(armed):
         before, armed.cfg = armed.cfg, armed.cfg.replace(conditioning=name)
         models, armed.cfg = armed.models(), before
         assert (models.cam is None, models.replacement) == (network == "none", pasted)
+    before, armed.cfg = armed.cfg, armed.cfg.replace(conditioning="replacement")
+    with pytest.raises(errors.InputError, match="EulerDiscreteScheduler does it otherwise"):
+        armed.models(EulerDiscreteScheduler.from_config(armed.scheduler.config))
+    armed.cfg = before
     with pytest.raises(errors.InputError, match="'cam\\+magic' is unknown; choose one of: .*cam\\+replacement"):
         low_res(armed, 24, conditioning="cam+magic")
 

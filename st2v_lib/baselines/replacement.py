@@ -29,7 +29,8 @@ def replacing(known: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Callable[
     signal, spread, own = alphas.sqrt(), (1 - alphas).sqrt(), noise[:, :, :count]
 
     def replace(latents: Tensor, timestep: Tensor) -> Tensor:
-        given = signal[timestep] * known + spread[timestep] * own  # indexed on the device, so no card waits
+        level = timestep.long()  # an index on the device, so no card waits
+        given = signal[level] * known + spread[level] * own
         return torch.cat([given, latents[:, :, count:]], dim=2)
 
     return replace
