@@ -2,6 +2,9 @@
 
     python -m st2v_lib.evaluation.louder_anchor --weight 6
     python -m st2v_lib.evaluation.louder_anchor --gain 2
+    python -m st2v_lib.evaluation.louder_anchor --paste
+
+The last turns nothing up: it pastes the carried frames in as well, whose emptiness may keep the sprite away.
 
 The suite ``apm`` waits until generated frames show no sprite, which most cases never do. Here the first chunk is given
 the *true* frames without the sprite, so that nearly every case can be read: is a sprite there in the first eight new
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=weights_dir("tiny"), help="a folder with APM")
     parser.add_argument("--weight", type=float, help="anchor_guidance_scale; by default the prompt's")
     parser.add_argument("--gain", type=float, default=1.0, help="of the mix in each of APM's layers")
+    parser.add_argument("--paste", action="store_true", help="carried frames pasted in (baselines.replacement)")
     parser.add_argument("--cases", type=int, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
@@ -71,17 +75,17 @@ def main() -> None:
     reader = load_reader(pipe.device)
     shipped = returns(pipe, reader, range(args.cases))
     sampling = dataclasses.replace(pipe.cfg.sampling, anchor_guidance_scale=args.weight)
-    pipe.cfg = pipe.cfg.replace(sampling=sampling)
+    pipe.cfg = pipe.cfg.replace(sampling=sampling, conditioning="cam+replacement" if args.paste else "cam")
     for mix in pipe.apm.mixes.values():
         mix.norm.weight.data *= args.gain
         mix.norm.bias.data *= args.gain
-    loud = returns(pipe, reader, range(args.cases))
+    changed = returns(pipe, reader, range(args.cases))
     for name in shipped:
-        cells = [interval(list(values[name].values())) for values in (shipped, loud)]
-        print(f"{name:>16}: {cells[0]}, n = {cells[0].n};  louder {cells[1]}, n = {cells[1].n};  "
-              f"difference {paired_difference(loud[name], shipped[name])}")  # fmt: skip
+        cells = [interval(list(values[name].values())) for values in (shipped, changed)]
+        print(f"{name:>16}: {cells[0]}, n = {cells[0].n};  changed {cells[1]}, n = {cells[1].n};  "
+              f"difference {paired_difference(changed[name], shipped[name])}")  # fmt: skip
     if args.out:
-        args.out.write_text(json.dumps(plain({"shipped": shipped, "louder": loud}), indent=1) + "\n")
+        args.out.write_text(json.dumps(plain({"shipped": shipped, "changed": changed}), indent=1) + "\n")
 
 
 if __name__ == "__main__":
