@@ -114,7 +114,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the preset's)")
     parser.add_argument(
         "--paste", action="store_true",
-        help="also paste carried frames into each chunk, as noisy as it is: joints a little smoother; not in the paper",
+        help="also paste carried frames into each chunk, at the noise of each step; not in the paper",
     )  # fmt: skip
     parser.add_argument("--no-enhance", action="store_true", help="stop after stage 2, at the low resolution")
     parser.add_argument(
