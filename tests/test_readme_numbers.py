@@ -113,7 +113,7 @@ def beside_the_paper(results: Path, split: str = "test") -> str:
     if not rows:
         return f"**None of the {total} claims has been run on the test split yet**, so there is no result to show."
     head = "| paper | claim | its numbers | here: difference, 95 % interval | says |\n|---|---|---|---|---|\n"
-    tail = f"\n\n{missing} of {total} claims are not run yet." if missing else ""
+    tail = f"\n\n{missing} of {total} claims {'is' if missing == 1 else 'are'} not run yet." if missing else ""
     return head + "\n".join(rows) + tail
 
 
