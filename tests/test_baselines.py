@@ -19,7 +19,7 @@ from st2v_lib.cam import Cam
 from st2v_lib.config import TINY
 from st2v_lib.loading import load
 from st2v_lib.sampling import Contexts, denoise_steps, make_scheduler
-from st2v_lib.streaming import start_stream
+from st2v_lib.streaming import next_chunk, start_stream
 from st2v_lib.training.cam import CamStep
 
 PROMPT = "a red circle bounces over green stripes"
@@ -223,6 +223,23 @@ def test_replaced_frames_are_noised_to_the_level_of_each_step(sampler):
     for timestep, latents in seen[:4]:
         expected = reference.add_noise(known, noise[:, :, :3], torch.full((2,), timestep))
         torch.testing.assert_close(latents[:, :, :3], expected, rtol=0, atol=1e-3)  # dpm++ has no exact zero SNR
+
+
+def test_what_is_pasted_are_the_carried_frames(armed):
+    before, armed.cfg = armed.cfg, armed.cfg.replace(conditioning="cam+replacement", apm=None)
+    models, seen = armed.models(), []
+    armed.cfg = before
+    frames = torch.rand(1, 16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    state, text = start_stream(models, frames, 0), armed.encode_text(PROMPT)
+    noise = torch.randn(1, 8, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    hook = models.unet.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    next_chunk(models, state, text, text, before.sampling, noise=noise)
+    hook.remove()
+    known, ddim = encode_frames(models.vae, frames[:, 8:]), make_scheduler(before.scheduler, "ddim")
+    for latents, timestep in seen:
+        expected = ddim.add_noise(known, noise[:, :, :8], timestep.view(1))
+        torch.testing.assert_close(latents[:1, :, :8], expected, rtol=0, atol=2e-3)
+    assert len(seen) == before.sampling.num_inference_steps
 
 
 def test_last_frame_anchor(armed):

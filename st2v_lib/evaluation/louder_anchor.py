@@ -75,7 +75,9 @@ def main() -> None:
     reader = load_reader(pipe.device)
     shipped = returns(pipe, reader, range(args.cases))
     sampling = dataclasses.replace(pipe.cfg.sampling, anchor_guidance_scale=args.weight)
-    pipe.cfg = pipe.cfg.replace(sampling=sampling, conditioning="cam+replacement" if args.paste else "cam")
+    pipe.cfg = pipe.cfg.replace(sampling=sampling)
+    if args.paste:
+        pipe.cfg = pipe.cfg.replace(conditioning="cam+replacement")
     for mix in pipe.apm.mixes.values():
         mix.norm.weight.data *= args.gain
         mix.norm.bias.data *= args.gain
